@@ -1,0 +1,38 @@
+"""The keyword arguments that `harness.session` and `Trainer` share, for type checkers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from harness.capture.recipe import Recipe
+    from harness.loggers.base import Logger
+    from harness.units import Duration
+
+
+class RunKeywords(TypedDict, total=False):
+    """Options of a run that `Trainer` hands on unchanged. Documented in `SessionOptions`."""
+
+    root: str | os.PathLike[str] | None
+    profile: str | os.PathLike[str] | Recipe | None
+    resume: bool | Literal["auto"]
+    overwrite: bool
+    loggers: Sequence[str | Logger]
+    log_interval: str | int | Duration
+    save_interval: str | int | Duration | None
+    save_folder: str
+    save_filename: str
+    save_latest_filename: str | None
+    save_num_checkpoints_to_keep: int
+    trace_filename: str
+    handle_signals: bool
+
+
+class SessionKeywords(RunKeywords, total=False):
+    """Options of `harness.session` beside the name. Documented in `SessionOptions`."""
+
+    state: Mapping[str, Any]
+    config: Mapping[str, object]
+    device: str

@@ -1,0 +1,118 @@
+"""What a session is asked to do, checked as far as it can be without touching the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import ConfigError
+from harness.naming.template import Template
+from harness.units import Duration
+
+if TYPE_CHECKING:
+    from harness.capture.recipe import Recipe
+    from harness.loggers.base import Logger
+
+DEFAULT_ROOT = "runs"
+ALWAYS_ON = ("jsonl", "text")
+"""Loggers every run has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionOptions:
+    """Options of `harness.session`, the same as the keyword arguments of `Trainer`."""
+
+    run_name: str | None = None
+    """The run's name; else `HARNESS_RUN_NAME`, `COMPOSER_RUN_NAME`, `RUN_NAME`, else a generated one."""
+    root: str | os.PathLike[str] | None = None
+    """Folder that holds the runs; else `HARNESS_ROOT`, else `runs`."""
+    profile: str | os.PathLike[str] | Recipe | None = None
+    """Capture recipe: a name (`harness profiles` lists them), a TOML file, or a Recipe; None captures nothing."""
+    resume: bool | Literal["auto"] = False
+    """Go on with the run of this name from its newest checkpoint; `auto` starts fresh where there is none."""
+    overwrite: bool = False
+    """Throw an existing run of this name away first."""
+    loggers: Sequence[str | Logger] = ()
+    """Loggers beside JSONL and text: `tensorboard`, `progress`, `my_pkg:MyLogger`, or instances."""
+    log_interval: str | int | Duration = "1ba"
+    """How often metrics are taken: `1ba` takes each step's. A bare int means epochs."""
+    save_interval: str | int | Duration | None = None
+    """How often a checkpoint is saved; None saves none."""
+    save_folder: str = "{run_name}/checkpoints"
+    """Template of the checkpoint folder."""
+    save_filename: str = "ep{epoch}-ba{batch}-rank{rank}.pt"
+    """Template of a checkpoint's file name."""
+    save_latest_filename: str | None = "latest-rank{rank}.pt"
+    """Template of the link to the newest checkpoint; None makes none."""
+    save_num_checkpoints_to_keep: int = -1
+    """How many checkpoints stay on disk; -1 keeps all."""
+    trace_filename: str = "{run_name}/traces/rank{rank}.{batch:06d}.pt.trace.json.gz"
+    """Template of a trace file; `batch` is the first recorded step."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Recorded in the manifest and shown by loggers as hyperparameters."""
+    device: str = "cpu"
+    """Type of the device that is trained on: decides what the profiler records."""
+    handle_signals: bool = True
+    """Whether SIGINT and SIGTERM end the run cleanly."""
+
+    def __post_init__(self) -> None:
+        if self.resume not in (True, False, "auto"):
+            raise ConfigError(f"resume={self.resume!r} is not understood", hint='give True, False or "auto"')
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite exclude each other", hint="choose one")
+        keep = self.save_num_checkpoints_to_keep
+        if not isinstance(keep, int) or keep == 0 or keep < -1:
+            raise ConfigError(
+                f"save_num_checkpoints_to_keep={keep!r} would keep no checkpoint",
+                hint="give -1 to keep all, or a number from 1",
+            )
+        for name, obj in self.state.items():
+            if not (hasattr(obj, "state_dict") and hasattr(obj, "load_state_dict")):
+                raise ConfigError(
+                    f"state[{name!r}] is a {type(obj).__name__} without state_dict and load_state_dict",
+                    hint="give the model, optimizer or scheduler object itself",
+                )
+        if self.save_interval is not None and not self.state:
+            raise ConfigError(
+                f"save_interval={self.save_interval!r} without state= would save nothing",
+                hint='give state={"model": model, "optimizer": optimizer}',
+            )
+        if not self.trace_filename.endswith(".pt.trace.json.gz"):
+            raise ConfigError(
+                f"trace_filename={self.trace_filename!r} does not end in .pt.trace.json.gz",
+                hint="torch-tb-profiler lists only files with that ending",
+            )
+        self.log_every, self.save_every, self.trace_template  # noqa: B018 - raise now what would be raised later
+
+    @property
+    def root_path(self) -> Path:
+        """The folder that holds the runs, unresolved."""
+        return Path(self.root if self.root is not None else os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)
+
+    @property
+    def log_every(self) -> Duration:
+        """`log_interval`, parsed."""
+        return Duration.parse(self.log_interval, option="log_interval", fraction=True)
+
+    @property
+    def save_every(self) -> Duration | None:
+        """`save_interval`, parsed."""
+        if self.save_interval is None:
+            return None
+        return Duration.parse(self.save_interval, option="save_interval", fraction=True)
+
+    @property
+    def trace_template(self) -> Template:
+        """`trace_filename`, compiled."""
+        template = Template.compile(self.trace_filename, option="trace_filename")
+        if not {"batch", "step"} & set(template.fields):
+            raise ConfigError(
+                f"trace_filename={self.trace_filename!r} has no {{batch}}: two windows would get one file",
+                hint="put {batch:06d} into the name",
+            )
+        return template

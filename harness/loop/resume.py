@@ -1,0 +1,75 @@
+"""Going on with a run: its newest checkpoint that is whole, and the order in which it is put back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.checkpoint.find import load_checkpoint, newest_verified
+from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
+from harness.checkpoint.position import EpochPosition
+from harness.checkpoint.rng import restore_rng
+from harness.checkpoint.state import restore
+from harness.errors import CheckpointError
+from harness.loop.options import SessionOptions
+from harness.loop.timestamp import Timestamp
+from harness.run.directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A loaded checkpoint."""
+
+    content: Mapping[str, Any]
+    """As `harness.checkpoint.state` lays it out."""
+    position: EpochPosition
+    """Where in its epoch it was taken."""
+
+    @property
+    def step(self) -> int:
+        """The step it was saved after."""
+        return int(self.content["timestamp"]["batch"])
+
+    def restore(self, state: Mapping[str, Any], timestamp: Timestamp) -> None:
+        """Put objects and counts back. The random numbers come last, when the dataloader stands where it stood.
+
+        Raises:
+            CheckpointError: The objects are not those of the checkpoint.
+        """
+        restore(self.content["state"], state)
+        timestamp.load_state_dict(self.content["timestamp"])
+
+    def restore_rng(self) -> None:
+        """Put the global random number generators back."""
+        restore_rng(self.content["rng"])
+
+
+def find_resume_point(
+    options: SessionOptions, paths: CheckpointPaths, directory: RunDirectory, run_fields: Mapping[str, int | str]
+) -> Resumed | None:
+    """The checkpoint a resumed run goes on from; None for a fresh run, and for one that was killed before its first.
+
+    Checkpoints that do not verify are named in a warning and passed over.
+
+    Raises:
+        CheckpointError: There is a checkpoint and no `state=` to put it into, or it cannot be loaded.
+    """
+    if not directory.resumed:
+        return None
+    search = newest_verified(CheckpointFolder(paths, directory.resolve, run_fields))
+    for skipped in search.skipped:
+        _log.warning("checkpoint %s is passed over: it %s", skipped.path, skipped.reason)
+    if search.found is None:
+        _log.warning("run %r has no checkpoint to go on from: it starts again at step 1", directory.run_name)
+        return None
+    if not options.state:
+        raise CheckpointError(
+            f"run {directory.run_name!r} has {search.found.path.name} to go on from, and no state= to put it into",
+            hint='give state={"model": model, "optimizer": optimizer}, the same objects as before',
+        )
+    content = load_checkpoint(search.found.path, run_name=directory.run_name)
+    return Resumed(content, EpochPosition.from_state(content["position"]))

@@ -1,0 +1,1 @@
+"""Trainer: Composer's words on top of a session."""

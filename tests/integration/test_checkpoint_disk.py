@@ -1,0 +1,81 @@
+"""A disk that is really full: a small tmpfs in a mount namespace of its own, without root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SAVE_UNTIL_FULL = """
+import sys
+from pathlib import Path
+import torch
+from harness.checkpoint.find import load_checkpoint, newest_verified
+from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
+from harness.checkpoint.save import CheckpointWriter
+from harness.checkpoint.state import build_state
+from harness.errors import CheckpointError
+from harness.run.directory import RunDirectory
+
+paths = CheckpointPaths.compile(folder="{run_name}/checkpoints", filename="ba{batch}.pt", latest="latest.pt")
+directory = RunDirectory.claim(Path(sys.argv[1]) / "runs", "foo")
+folder = CheckpointFolder(paths, directory.resolve, {"run_name": "foo", "rank": 0})
+writer = CheckpointWriter(folder)
+step = 0
+try:
+    while True:
+        step += 1
+        state = build_state(
+            run_name="foo", rank=0, attempt=0, timestamp={"epoch": 0, "batch": step},
+            state={"weight": torch.full((500_000,), float(step))}, position={"batch_in_epoch": 0, "start": None},
+        )
+        writer.save(state, {"batch": step})
+except CheckpointError as error:
+    print(error)
+search = newest_verified(folder)
+assert search.found.step == step - 1 and not search.skipped
+assert load_checkpoint(search.found.path)["state"]["weight"][0] == step - 1
+assert not [path for path in folder.path.iterdir() if path.suffix == ".tmp"]
+(folder.path / "ba1.pt").unlink()
+writer.save(state, {"batch": step})
+assert newest_verified(folder).found.step == step
+print("step", step)
+"""
+
+
+def test_a_full_disk_costs_the_one_checkpoint_that_did_not_fit(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    mount = 'mount -t tmpfs -o size=9m tmpfs "$1"'
+    if (
+        unshare is None
+        or subprocess.run([unshare, "-rm", "sh", "-c", mount, "sh", str(tmp_path)], capture_output=True).returncode
+    ):
+        pytest.skip("no mount namespace can be made here")
+    done = subprocess.run(
+        [
+            unshare,
+            "-rm",
+            "sh",
+            "-c",
+            f'{mount} && exec "$2" -c "$3" "$1"',
+            "sh",
+            str(tmp_path),
+            sys.executable,
+            SAVE_UNTIL_FULL,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    told, hint, end = done.stdout.splitlines()
+    assert told.startswith("ba5.pt could not be saved in ")
+    assert re.search(r"No space left on device; it needs 2\.0\d MB and [\d.]+ [kM]B are free$", told)
+    assert hint.startswith("hint: free some space")
+    assert end == "step 5"

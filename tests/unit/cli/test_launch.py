@@ -1,0 +1,62 @@
+"""What `harness train` refuses before anything heavy is imported or made on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.launch import TrainRequest, launch
+from harness.errors import ConfigError, RecipeError, RunNameError
+
+REQUEST = TrainRequest(
+    run_name="foo",
+    workload="digits",
+    options={},
+    profile="off",
+    max_duration=None,
+    eval_interval="1ep",
+    save_interval="1ep",
+    seed=None,
+    loggers=(),
+    log_interval="1ba",
+    root=Path("runs"),
+    resume=False,
+    overwrite=False,
+    precision="fp32",
+    device=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        ({"run_name": ""}, RunNameError, "is empty"),
+        ({"run_name": "../x"}, RunNameError, "'/'"),
+        ({"run_name": "a\nb"}, RunNameError, "U+000A"),
+        ({"profile": "quikc"}, RecipeError, "known are"),
+        ({"max_duration": "5"}, ConfigError, "--max-duration"),
+        ({"max_duration": "0.5dur"}, ConfigError, "--max-duration"),
+        ({"eval_interval": "soon"}, ConfigError, "--eval-interval"),
+        ({"save_interval": "0ep"}, ConfigError, "--save-interval"),
+        ({"log_interval": ""}, ConfigError, "--log-interval"),
+        ({"loggers": ("none", "tensorboard")}, ConfigError, "--logger none"),
+        ({"resume": True, "overwrite": True}, ConfigError, "--overwrite"),
+    ],
+)
+def test_plain_slips_are_found_before_anything_is_made(
+    tmp_path: Path, change: dict[str, Any], kind: type[ConfigError], text: str
+) -> None:
+    root = tmp_path / "runs"
+    with pytest.raises(kind) as caught:
+        launch(replace(REQUEST, root=root, **change))
+    assert text in caught.value.message
+    assert not root.exists()
+
+
+def test_an_empty_name_in_the_environment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_NAME", "")
+    with pytest.raises(RunNameError, match="RUN_NAME"):
+        launch(replace(REQUEST, root=tmp_path, run_name=None))

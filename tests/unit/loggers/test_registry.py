@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ConfigError
+from harness.loggers import BaseLogger, make_logger
+from harness.loggers.jsonl import JsonlLogger
+from harness.loggers.progress import ProgressLogger
+from harness.loggers.tensorboard import TensorBoardLogger
+from harness.loggers.text import TextLogger
+
+SOURCE = """
+from harness.loggers import BaseLogger
+
+class Mine(BaseLogger):
+    name = "mine"
+
+class Nested:
+    Inner = Mine
+
+class NeedsUrl(BaseLogger):
+    def __init__(self, url):
+        self.url = url
+
+class Half:
+    name = "half"
+    def open(self, run): ...
+    def flush(self): ...
+
+class Nameless(BaseLogger):
+    name = None
+
+def build():
+    return Mine()
+
+ready = Mine()
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_loggers.py").write_text(SOURCE)
+    (tmp_path / "broken_loggers.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "raising_loggers.py").write_text("raise ValueError('no token')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "their_loggers", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("jsonl", JsonlLogger),
+        ("text", TextLogger),
+        ("tensorboard", TensorBoardLogger),
+        ("progress", ProgressLogger),
+    ],
+)
+def test_known_names_give_their_loggers(spec: str, kind: type) -> None:
+    logger = make_logger(spec)
+    assert type(logger) is kind
+    assert logger.name == spec
+
+
+@pytest.mark.parametrize(
+    "path", ["their_loggers:Mine", "their_loggers:Nested.Inner", "their_loggers:build", "their_loggers:ready"]
+)
+def test_an_import_path_gives_a_logger_of_ones_own(path: str) -> None:
+    logger = make_logger(path)
+    assert isinstance(logger, BaseLogger)
+    assert logger.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("tensorbord", ["'tensorbord'", "jsonl, progress, tensorboard, text", "did you mean tensorboard?"]),
+        ("", ["''", "jsonl, progress, tensorboard, text"]),
+        ("no_such_package:Mine", ["no_such_package", "PYTHONPATH"]),
+        ("broken_loggers:Mine", ["broken_loggers", "a_package_that_is_not_there"]),
+        ("raising_loggers:Mine", ["ValueError: no token"]),
+        ("their_loggers:Mino", ["has no Mino", "did you mean Mine?"]),
+        ("their_loggers:", ["import path", "my_pkg.my_module:MyLogger"]),
+        (":Mine", ["import path"]),
+        (".their_loggers:Mine", ["importing .their_loggers failed"]),
+        ("their_loggers:NeedsUrl", ["cannot be built", "url", "function"]),
+        ("their_loggers:Half", ["Half", "log_metrics, log_params, log_text, close", "BaseLogger"]),
+        ("their_loggers:Nameless", ["Nameless", "lacks name"]),
+        ("their_loggers:number", ["int", "lacks"]),
+    ],
+)
+def test_what_gives_no_logger_is_refused_with_the_reason(spec: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_logger(spec)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == []
+    assert caught.value.hint
