@@ -19,7 +19,7 @@ from harness.loop.options import SessionOptions
 from harness.loop.plan import CountFn, Plan, make_plan
 from harness.loop.resume import Resumed, find_resume_point
 from harness.loop.saving import Saver
-from harness.loop.signals import StopSignals
+from harness.loop.signals import StopSignals, undisturbed_by_children
 from harness.loop.steps import Stepper
 from harness.loop.streams import occupy_closed_streams, say
 from harness.loop.timestamp import Timestamp
@@ -119,14 +119,15 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        in_step = self._stepper is not None and self._stepper.in_step
-        late = self._settle(failed=error is not None)
-        cause = error or late
-        try:
-            self.attempt.close(self._end_status(cause), cause, in_step=in_step and error is not None)
-        finally:
-            self._signals.restore()
-            self.directory.release()
+        with undisturbed_by_children():
+            in_step = self._stepper is not None and self._stepper.in_step
+            late = self._settle(failed=error is not None)
+            cause = error or late
+            try:
+                self.attempt.close(self._end_status(cause), cause, in_step=in_step and error is not None)
+            finally:
+                self._signals.restore()
+                self.directory.release()
         if late is not None:
             raise late
         if error is None or _is_dead_worker(error):

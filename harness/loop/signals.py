@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -65,3 +66,23 @@ class StopSignals:
             raise KeyboardInterrupt
         if self.received is not None:
             raise SystemExit(128 + self.received)
+
+
+@contextmanager
+def undisturbed_by_children() -> Iterator[None]:
+    """Keep torch's SIGCHLD handler quiet while a run is closed.
+
+    When a DataLoader worker has died it raises from between any two bytecodes of the main thread, and again for each
+    child that ends: also in the middle of the last checkpoint, which the failed run needs most.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
+    if not callable(handler):
+        yield
+        return
+    # A function and not SIG_DFL: Python complains on stderr about a signal that came in just before.
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)

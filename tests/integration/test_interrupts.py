@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from harness import Callback, Trainer
+from harness.loggers.base import BaseLogger
+
 TRAIN = """
 import sys, time
 import torch
@@ -217,6 +220,34 @@ def test_a_killed_worker_names_the_step_and_the_last_good_one_is_saved(
     assert 1 <= last <= 13
     assert f"step {last + 1}" in (foo.manifest.attempts[0].error or "")
     assert foo.checkpoints() == [f"ep0-ba{last}-rank0.pt"]
+
+
+def test_a_child_that_ends_while_the_run_is_closed_does_not_interrupt_the_closing(
+    make_trainer: Callable[..., Any], written: Callable[..., Any]
+) -> None:
+    class EndsAChild(BaseLogger):
+        name = "ends-a-child"
+
+        def close(self) -> None:
+            subprocess.run([sys.executable, "-c", "pass"], check=True)
+
+    def as_torch_does_for_a_dead_worker(_number: int, _frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    class InstallsTheHandler(Callback):
+        def fit_end(self, trainer: Trainer) -> None:  # noqa: ARG002
+            signal.signal(signal.SIGCHLD, as_torch_does_for_a_dead_worker)
+
+    earlier = signal.getsignal(signal.SIGCHLD)
+    try:
+        make_trainer(
+            loggers=[EndsAChild()], callbacks=[InstallsTheHandler()], save_interval="1000ba", max_duration="5ba"
+        ).fit()
+        assert signal.getsignal(signal.SIGCHLD) is as_torch_does_for_a_dead_worker
+    finally:
+        signal.signal(signal.SIGCHLD, earlier)
+    assert written().status == "finished"
+    assert written().checkpoints() == ["ep0-ba5-rank0.pt"]
 
 
 @pytest.mark.slow
