@@ -14,6 +14,7 @@
     ├── CheckpointError (RuntimeError)    a checkpoint cannot be written, read or matched
     ├── CaptureError (RuntimeError)       a trace could not be recorded or written
     ├── TraceFormatError (ValueError)     a trace file that cannot be read
+    ├── BenchError (RuntimeError)         a measurement's own process failed
     └── MissingExtraError (ImportError)   an optional package is needed; the message has its pip command
 
 A message says which option or file, the value it got, what was expected, and what to do next.
@@ -89,6 +90,10 @@ class CaptureError(HarnessError, RuntimeError):
 
 class TraceFormatError(HarnessError, ValueError):
     """A file is not a trace this package can read."""
+
+
+class BenchError(HarnessError, RuntimeError):
+    """A process that measures what the harness costs ended without a result."""
 
 
 class MissingExtraError(HarnessError, ImportError):

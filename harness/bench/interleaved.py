@@ -35,6 +35,8 @@ class TrainedParts:
     """Stepped once per batch."""
     loss: Callable[[Any, Any], Tensor]
     """Outputs and batch to a scalar."""
+    forward: Callable[[Any], Any] | None = None
+    """Batch to outputs, for a model that is called otherwise."""
 
     def same_weights_as(self, other: TrainedParts) -> bool:
         """Whether all parameters and buffers are bit-equal."""
@@ -100,15 +102,15 @@ class InterleavingLoader:
 
     def __iter__(self) -> Iterator[Any]:
         cpu, wall, batches, pauses = time.thread_time_ns, time.perf_counter_ns, self._batches, self._pauses
-        model, loss_of, optimizer = self._bare.model, self._bare.loss, self._bare.optimizer
+        model, loss_of, optimizer = self._bare.forward or self._bare.model, self._bare.loss, self._bare.optimizer
+        takes_first = self._bare.forward is None
         cpu_ns, wall_ns, paused = self._cpu_ns.append, self._wall_ns.append, self._paused.append
-        num_yielded = 0
-        for batch in batches:
+        for num_yielded, batch in enumerate(batches):
             if num_yielded == self._warmup_steps:
                 self._counted_from = _Usage.now()
             pause = pauses is not None and pauses()
             paused(pause)
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            inputs = batch[0] if takes_first and isinstance(batch, (tuple, list)) else batch
             # Each step lies between two readings of the CPU clock, and what surrounds them is the same for both.
             wall_ns(wall())
             cpu_ns(cpu())
@@ -125,7 +127,6 @@ class InterleavingLoader:
             yield batch
             cpu_ns(cpu())
             wall_ns(wall())
-            num_yielded += 1
 
     def result(self, *, clocked_ns: int = 0) -> Measured:
         """What the steps so far say; call it when the measured loop is closed and its threads have ended.
@@ -154,11 +155,11 @@ class InterleavingLoader:
             measured_share=share,
         )
 
-    def paused_step_us(self) -> float:
-        """Mean CPU time of the measured loop's steps during which the bare loop paused, in µs; nan without any."""
+    def paused_step_us(self) -> float | None:
+        """Median CPU time of the measured loop's steps during which the bare loop paused, in µs; None without any."""
         _, subject = self._columns(self._cpu_ns)
         paused = np.array(self._paused[self._warmup_steps :][: len(subject)])
-        return float(subject[paused].mean()) / 1e3 if paused.any() else float("nan")
+        return float(np.median(subject[paused])) / 1e3 if paused.any() else None
 
     def _columns(self, readings: list[int]) -> tuple[IntArray, IntArray]:
         """Bare and measured step in ns, those of the warm-up left out. A step that was not ended is left out."""

@@ -67,12 +67,13 @@ class CaseResult:
     """From outside: CPU clocks around each step."""
     ledger: Ledger | None
     """From inside; None for the bare loop."""
-    same_weights: bool
-    """Whether both loops ended with bit-equal weights. They cannot where the model draws random numbers (dropout)."""
+    same_weights: bool | None
+    """Whether both loops ended with bit-equal weights: not where the model draws random numbers (dropout). None where
+    the bare loop paused, so that it trained less."""
     window_step_us: float | None
-    """CPU time of a step inside a capture window, where the recipe opened some."""
+    """Median CPU time of a step inside a capture window, where the recipe opened some."""
     save_us: float | None
-    """CPU time on the training thread of one checkpoint, where some were saved, from the run's own account."""
+    """Wall time of the training thread for one checkpoint, where some were saved, from the run's own account."""
     written_bytes: int
     """Size of everything in the run directory at the end."""
     max_rss_bytes: int

@@ -104,6 +104,11 @@ class Saver:
         if self._writer is not None and self._timestamp.batch:
             self.save()
 
+    @property
+    def num_saved(self) -> int:
+        """Checkpoints written by this attempt."""
+        return self._num_saved
+
     def health(self) -> dict[str, object]:
         """Counts for `run.json`."""
         return {"saved": self._num_saved, "last_step": self._saved_step}

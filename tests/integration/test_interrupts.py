@@ -235,7 +235,7 @@ def test_a_child_that_ends_while_the_run_is_closed_does_not_interrupt_the_closin
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     class InstallsTheHandler(Callback):
-        def fit_end(self, trainer: Trainer) -> None:  # noqa: ARG002
+        def fit_end(self, trainer: Trainer) -> None:
             signal.signal(signal.SIGCHLD, as_torch_does_for_a_dead_worker)
 
     earlier = signal.getsignal(signal.SIGCHLD)

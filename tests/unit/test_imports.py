@@ -22,6 +22,7 @@ LAYERS = (
     {"capture", "loggers", "checkpoint", "distributed"},
     {"loop"},
     {"trainer"},
+    {"bench"},
     {"cli", "__main__"},
 )
 """From the bottom up: a module may import from its own package and from the layers below."""
@@ -37,6 +38,7 @@ BESIDE = {
 MAY_ALSO_IMPORT = {
     "capture": {"trace"},
     "loop": {"trace", "report"},
+    "bench": {"models", "workloads"},
     "cli": {"trace", "report", "models", "workloads"},
 }
 """What the layers may import of the packages beside them."""
