@@ -28,8 +28,9 @@ LAYERS = (
 """From the bottom up: a module may import from its own package and from the layers below."""
 
 BESIDE = {
+    "intervals": set[str](),
     "trace": {"errors", "units"},
-    "report": {"errors", "units", "trace"},
+    "report": {"errors", "units", "intervals", "trace"},
     "models": {"errors", "units"},
     "workloads": {"errors", "units", "models"},
 }
@@ -38,8 +39,8 @@ BESIDE = {
 MAY_ALSO_IMPORT = {
     "capture": {"trace"},
     "loop": {"trace", "report"},
-    "bench": {"models", "workloads"},
-    "cli": {"trace", "report", "models", "workloads"},
+    "bench": {"intervals", "models", "workloads"},
+    "cli": {"intervals", "trace", "report", "models", "workloads"},
 }
 """What the layers may import of the packages beside them."""
 
