@@ -19,8 +19,8 @@ from harness.loop.options import SessionOptions
 from harness.loop.plan import CountFn, Plan, make_plan
 from harness.loop.resume import Resumed, find_resume_point
 from harness.loop.saving import Saver
-from harness.loop.signals import StopSignals, undisturbed_by_children
-from harness.loop.steps import Stepper
+from harness.loop.signals import DeadWorkers, StopSignals, undisturbed_by_children
+from harness.loop.steps import WORKER_DIED, Stepper
 from harness.loop.streams import occupy_closed_streams, say
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
@@ -63,6 +63,7 @@ class Session:
         self._checked = parts.check(options)
         self._phases: dict[str, Phase] = {}
         self._signals = StopSignals(on_stop=self._on_signal)
+        self.dead_workers = DeadWorkers(may_raise=lambda: self.recorder.waits_for_data, on_death=self._on_dead_worker)
         self._attempt: Attempt | None = None
         self._stepper: Stepper | None = None
         occupy_closed_streams()
@@ -119,6 +120,17 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            late = self._close(error)
+        finally:
+            self.dead_workers.restore()
+        if late is not None:
+            raise late
+        if error is None or _is_dead_worker(error):
+            self._signals.raise_again()
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """Write everything out; what a hook or the disk raised while the last step was ended."""
         with undisturbed_by_children():
             in_step = self._stepper is not None and self._stepper.in_step
             late = self._settle(failed=error is not None)
@@ -128,10 +140,7 @@ class Session:
             finally:
                 self._signals.restore()
                 self.directory.release()
-        if late is not None:
-            raise late
-        if error is None or _is_dead_worker(error):
-            self._signals.raise_again()
+        return late
 
     def _settle(self, *, failed: bool) -> BaseException | None:
         """End the last step; what a hook or the disk raised in it, as closing has to go on."""
@@ -249,6 +258,10 @@ class Session:
         # Runs between two bytecodes of the training thread: no locks, no logging here.
         say(f"\nharness: {number.name}: finishing the step in progress; once more stops at once\n")
         self.stop_reason = number.name
+
+    def _on_dead_worker(self) -> None:
+        # In a signal handler too.
+        self.stop_reason = self.stop_reason or WORKER_DIED
 
 
 def _is_dead_worker(error: BaseException) -> bool:

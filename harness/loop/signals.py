@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM end a run cleanly: the step in progress is finished, everything is flushed, then the process goes.
+"""Ctrl-C, SIGTERM and dead DataLoader workers end a run cleanly: the step in progress is finished, everything is
+flushed, then the process goes.
 
-The handler only sets a flag, which the loop looks at between steps. The same signal a second time ends the process at
-once. Handlers are set in the main thread only, and put back afterwards.
+The handlers only set a flag, which the loop looks at between steps. Ctrl-C or SIGTERM a second time ends the process
+at once. Handlers are set in the main thread only, and put back afterwards.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from harness.loop.streams import say
+from harness.units import NS_PER_S
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
+_MAX_WAIT_NS = NS_PER_S
 
 
 class StopSignals:
@@ -66,6 +70,63 @@ class StopSignals:
             raise KeyboardInterrupt
         if self.received is not None:
             raise SystemExit(128 + self.received)
+
+
+class DeadWorkers:
+    """Lets torch raise for a dead DataLoader worker only where no step is torn by it.
+
+    torch does so in a SIGCHLD handler, from between any two bytecodes of the main thread: also in the middle of
+    `optimizer.step()`. Here the error is kept until the step is done, unless the loop is waiting for the worker.
+
+    Args:
+        may_raise: Whether the loop waits for a batch now.
+        on_death: Called for the first error that is kept.
+    """
+
+    def __init__(self, *, may_raise: Callable[[], bool], on_death: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self._may_raise = may_raise
+        self._on_death = on_death
+        self._torchs: Callable[[int, FrameType | None], Any] | None = None
+
+    def take_over(self) -> None:
+        """Stand in front of the handler that torch sets with the first worker; to be called whenever it may have."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._handle:
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def cause_of(self, error: BaseException) -> BaseException | None:
+        """What torch says of the worker whose death broke a connection; None where that is not why.
+
+        The kernel closes a dead process's sockets before it tells its parent, so this may wait for the signal.
+        """
+        if self._torchs is None or not isinstance(error, (OSError, EOFError)):
+            return None
+        deadline_ns = time.monotonic_ns() + _MAX_WAIT_NS
+        while self.error is None and time.monotonic_ns() < deadline_ns:
+            time.sleep(0.01)
+        return self.error
+
+    def restore(self) -> None:
+        """Give the signal back, unless somebody has taken it since."""
+        if self._torchs is not None and signal.getsignal(signal.SIGCHLD) == self._handle:
+            signal.signal(signal.SIGCHLD, self._torchs)
+        self._torchs = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._torchs is None:
+            return
+        try:
+            self._torchs(number, frame)
+        except Exception as error:
+            if self._may_raise():
+                raise
+            if self.error is None:
+                self.error = error
+                self._on_death()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROLL_MASK = 255
 """Whether a block is full is looked at every 256 steps."""
+WORKER_DIED = "a DataLoader worker died"
 _COUNTED = (DurationUnit.SAMPLE, DurationUnit.TOKEN)
 
 
@@ -66,10 +67,20 @@ class Stepper:
         session, ts, limit = self._session, self._ts, self._limit
         self._start()
         while not (limit.reached(ts) or session.stop_reason):
-            ended = yield from self._epoch(self._open_epoch())
+            try:
+                ended = yield from self._epoch(self._open_epoch())
+            except BaseException as error:
+                if self._recorder.waits_for_data:
+                    self._recorder.abort_step()
+                    why = self._while_loading(error)
+                    if why is not error:
+                        raise why from error
+                raise
             # A limit may stand where the epoch ends: then nobody asks the dataloader for one more batch.
             if ended or (session.stop_reason is None and ts.batch_in_epoch == self._plan.batches_per_epoch):
                 self._end_epoch()
+        if session.dead_workers.error is not None and session.stop_reason == WORKER_DIED and not limit.reached(ts):
+            raise self._while_loading(session.dead_workers.error)
         self._leave(session.stop_reason or "end of training")
 
     def _leave(self, reason: str) -> None:
@@ -129,11 +140,15 @@ class Stepper:
                 resumed.restore_rng()
             self._run_hooks(session.epoch_start_hooks)
         self._recorder.mark(STEP_BEGIN)
-        try:
-            return self._open_loader(resumed)
-        except BaseException:
-            self._recorder.abort_step()
-            raise
+        iterator = self._open_loader(resumed)
+        session.dead_workers.take_over()
+        return iterator
+
+    def _while_loading(self, error: BaseException) -> BaseException:
+        """What kept the batch from coming, with the step it was for."""
+        error = self._session.dead_workers.cause_of(error) or error
+        error.add_note(f"while the dataloader loaded the batch of step {self._ts.batch + 1}")
+        return error
 
     def _open_loader(self, resumed: Resumed | None) -> Iterator[Any]:
         saver, ts, loader = self._attempt.saver, self._ts, self._plan.loader
@@ -168,10 +183,6 @@ class Stepper:
             except StopIteration:
                 recorder.abort_step()
                 return True
-            except BaseException as error:
-                recorder.abort_step()
-                error.add_note(f"while the dataloader loaded the batch of step {ts.batch + 1}")
-                raise
             self.in_step = True
             mark(first_phase)
             try:

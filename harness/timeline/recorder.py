@@ -122,6 +122,12 @@ class Recorder:
         what = marks[-2] if marks else BETWEEN
         return DATA if what == STEP_BEGIN else max(what, BETWEEN)
 
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether a step was begun and its batch is not there yet."""
+        marks = self._block.marks
+        return bool(marks) and marks[-2] == STEP_BEGIN
+
     def last_step_ns(self) -> int:
         """How long the last step took, or has taken so far; 0 where a new block was begun since."""
         marks = self._block.marks

@@ -222,6 +222,39 @@ def test_a_killed_worker_names_the_step_and_the_last_good_one_is_saved(
     assert foo.checkpoints() == [f"ep0-ba{last}-rank0.pt"]
 
 
+def test_a_worker_that_dies_in_the_middle_of_a_step_lets_the_step_end(
+    make_trainer: Callable[..., Any], written: Callable[..., Any]
+) -> None:
+    def as_torch_does_for_a_dead_worker(_number: int, _frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    ended: list[int] = []
+
+    class ChildDiesInStepThree(Callback):
+        def fit_start(self, trainer: Trainer) -> None:
+            signal.signal(signal.SIGCHLD, as_torch_does_for_a_dead_worker)
+
+        def after_backward(self, trainer: Trainer) -> None:
+            if trainer.state.timestamp.batch == 2:
+                subprocess.run([sys.executable, "-c", "pass"], check=True)
+
+        def batch_end(self, trainer: Trainer) -> None:
+            ended.append(trainer.state.timestamp.batch)
+
+    earlier = signal.getsignal(signal.SIGCHLD)
+    try:
+        trainer = make_trainer(callbacks=[ChildDiesInStepThree()], save_interval="1000ba", max_duration="5ba")
+        with pytest.raises(RuntimeError, match="is killed by signal") as caught:
+            trainer.fit()
+        assert signal.getsignal(signal.SIGCHLD) is as_torch_does_for_a_dead_worker
+    finally:
+        signal.signal(signal.SIGCHLD, earlier)
+    assert "batch of step 4" in "".join(caught.value.__notes__)
+    assert ended == [1, 2, 3]
+    assert written().status == "failed"
+    assert written().checkpoints() == ["ep0-ba3-rank0.pt"]
+
+
 def test_a_child_that_ends_while_the_run_is_closed_does_not_interrupt_the_closing(
     make_trainer: Callable[..., Any], written: Callable[..., Any]
 ) -> None:
