@@ -34,7 +34,7 @@ FLAGS := $(if $(call is_on,RESUME),--resume) $(if $(call is_on,OVERWRITE),--over
 GIVEN := $${PROFILE+--profile="$$PROFILE"} $${WORKLOAD+--workload="$$WORKLOAD"} \
 	$${MAX_DURATION+--max-duration="$$MAX_DURATION"} $${ROOT+--root="$$ROOT"} $(FLAGS)
 
-.PHONY: help install profile train tensorboard test test-slow test-browser benchmark lint format typecheck check clean
+.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark lint format typecheck check clean
 
 help: ## Show this
 	@echo 'make profile RUN=foo trains the workload `digits` and captures traces of it into runs/foo'
@@ -61,6 +61,9 @@ test-slow: $(READY) ## Run the slow tests
 
 test-browser: $(READY) ## Run the tests that drive a headless Chromium
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-gpu: $(READY) ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 benchmark: $(READY) ## Measure what the harness costs
 	$(BIN)/python -m pytest benchmarks --benchmark-enable $(ARGS)
