@@ -27,6 +27,8 @@ from harness.loggers.writer import HANG_TIMEOUT_S, WriterThread
 if TYPE_CHECKING:
     import torch
 
+    from harness.loggers.late import LateNumber
+
 logger = logging.getLogger(__name__)
 
 CAPACITY = 65_536
@@ -43,9 +45,6 @@ class LogFanout:
     Makes jobs in `writer`: one that hands out what was logged, and one per logger. Order of calls: construct,
     `open`, `writer.start`, log …, `close`, `writer.close`. In a forked child, and after `close`, logging does
     nothing.
-
-    Device tensors: the path was written for CUDA (clone on the caller's stream, one copy per batch on that
-    stream) but has been run on CPU tensors only.
 
     Args:
         loggers: The destinations, in order. Two of the same name are told apart by a number.
@@ -110,7 +109,7 @@ class LogFanout:
         Args:
             step: Global step, from 1.
             metrics: Numbers by name: int, float, bool, numpy scalars, tensors of one element. A tensor on a
-                device is cloned and read by the writer, so that the step does not wait for the device.
+                device is read by the writer, so that the step does not wait for the device.
 
         Raises:
             ConfigError: A name or a value cannot be logged; says which and what to do.
@@ -144,6 +143,12 @@ class LogFanout:
             self.staged.update(metrics)
         else:
             self._check_into(self.staged, self._staged_deferred, metrics)
+
+    def stage_late(self, name: str, number: LateNumber) -> None:
+        """As `stage`, for one number that is on its way already, under a name that is known to be good."""
+        if not (self._closed or self._writer.inactive):
+            self.staged[name] = None
+            self._staged_deferred.append(Deferred(self.staged, name, number))
 
     def commit(self, step: int) -> None:
         """Queue what was staged as one record of this step."""

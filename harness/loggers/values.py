@@ -1,7 +1,7 @@
 """What may be logged: one number under a usable name. Everything else is refused with what to do instead.
 
-A tensor on a device is not read here, as that would make the step wait for the device: it is cloned, and the
-writer turns a whole batch of them into numbers with one copy per device and dtype.
+A tensor on a device is not read here, as that would make the step wait for the device: the number is copied behind
+the work that makes it (`late.py`), and the writer reads it when it has arrived.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from harness.loggers.late import LateNumber
+
 Number = int | float
 MAX_NAME_LENGTH = 256
 RESERVED_NAMES = frozenset({"step", "time"})
 
 
 class Deferred(NamedTuple):
-    """A device tensor on its way to `values[name]`."""
+    """A number on its way from a device to `values[name]`."""
 
     values: dict[str, Any]
     name: str
-    tensor: torch.Tensor
-    stream: Any
-    """The stream the clone was made on, or None: the copy must be ordered behind it."""
+    number: LateNumber
 
 
 def check_name(name: object) -> None:
@@ -105,7 +105,7 @@ def on_device(tensor: torch.Tensor) -> bool:
 def tensor_value(
     values: dict[str, Any], name: str, tensor: torch.Tensor, defer: Callable[[torch.Tensor], bool]
 ) -> Deferred | None:
-    """Put a tensor's number into `values`, or clone the tensor to be read later.
+    """Put a tensor's number into `values`, or send for it.
 
     Raises:
         ConfigError: The tensor is not one real number.
@@ -114,36 +114,19 @@ def tensor_value(
         values[name] = _read(name, tensor)
         return None
     check_tensor(name, tensor)
-    import torch
+    from harness.loggers.late import LateNumber
 
-    # The clone is queued behind what made the tensor, so a later in-place change does not reach it.
-    clone = tensor.detach().clone()
     values[name] = None  # keeps its place in the order
-    stream = None if clone.device.type == "cpu" else torch.accelerator.current_stream(clone.device)
-    return Deferred(values, name, clone, stream)
+    return Deferred(values, name, LateNumber(tensor))
 
 
 def resolve(deferred: Iterable[Deferred]) -> None:
-    """Put the numbers of device tensors where they belong: one stacked copy per device, dtype and stream.
+    """Put the numbers of device tensors where they belong.
 
     Waits for the device; never called on the training thread.
     """
-    import torch
-
-    groups: dict[Any, list[Deferred]] = {}
-    for item in deferred:
-        groups.setdefault((item.tensor.device, item.tensor.dtype, item.stream), []).append(item)
-    for (_, dtype, stream), items in groups.items():
-        if stream is None:
-            host = torch.stack([item.tensor.reshape(()) for item in items])
-        else:
-            # On the stream of the clones: the current stream is per thread, and ours is not ordered behind
-            # theirs.
-            with stream:
-                host = torch.stack([item.tensor.reshape(()) for item in items]).cpu()
-        plain = host.double() if dtype.is_floating_point else host.long()
-        for item, number in zip(items, plain.tolist(), strict=True):
-            item.values[item.name] = number
+    for values, name, number in deferred:
+        values[name] = to_number(name, number.value())
 
 
 def plain_params(params: Mapping[str, object]) -> dict[str, bool | int | float | str]:

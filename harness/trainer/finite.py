@@ -1,20 +1,18 @@
 """Watches for a loss that is NaN or infinite, without making the device wait.
 
-On a CPU the loss is a number as soon as it is computed, and is looked at before the backward pass. On an accelerator a
-flag is copied to pinned memory behind the step's own work and read once it has arrived, a step or two later: asking for
-the number at once would stop the host in each step. (The accelerator path has not run on a GPU yet.)
+On a CPU the loss is a number as soon as it is computed, and is looked at before the backward pass. On an accelerator
+it is looked at once it has arrived, a step or two later: asking for it at once would stop the host in each step.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from math import isfinite
+from typing import Literal, get_args
 
 from harness.errors import ConfigError, LossError
+from harness.loggers.late import LateNumber
 
 _log = logging.getLogger(__name__)
 NanPolicy = Literal["warn", "stop"]
@@ -31,24 +29,32 @@ class FiniteLoss:
         if policy not in get_args(NanPolicy):
             raise ConfigError(f"nan_policy={policy!r} is not known", hint="give 'warn' or 'stop'")
         self._stop = policy == "stop"
-        self._pending: deque[tuple[int, Tensor, Any]] = deque()
+        self._pending: deque[tuple[int, LateNumber]] = deque()
         self.num_bad_steps = 0
 
-    def check_later(self, step: int, loss: Tensor) -> None:
-        """Look at a loss on an accelerator, shape (), once it has been computed.
+    def check_later(self, step: int, loss: LateNumber) -> None:
+        """Look at the loss of a step on an accelerator once it has arrived.
 
         Raises:
             LossError: The policy is `stop` and an earlier loss that has arrived by now is not finite.
         """
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(torch.isfinite(loss), non_blocking=True)
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._pending.append((step, flag, event))
-        while self._pending and self._pending[0][2].query():
-            step, flag, _ = self._pending.popleft()
-            if not flag.item():
-                self.found(step, "not finite")
+        self._pending.append((step, loss))
+        while self._pending and self._pending[0][1].arrived:
+            self._check(*self._pending.popleft())
+
+    def check_all(self) -> None:
+        """Look at the losses that are still on their way; waits for the device.
+
+        Raises:
+            LossError: The policy is `stop` and one of them is not finite.
+        """
+        while self._pending:
+            self._check(*self._pending.popleft())
+
+    def _check(self, step: int, loss: LateNumber) -> None:
+        value = loss.value()
+        if not isfinite(value):
+            self.found(step, str(value))
 
     def found(self, step: int, value: str) -> None:
         """A loss is not finite: warn or stop.

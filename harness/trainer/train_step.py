@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import LossError
+from harness.loggers.late import LateNumber
 from harness.timeline.phases import BACKWARD, CALLBACKS, DATA, FORWARD, OPTIMIZER
 from harness.trainer.batch import check_batch, split, to_device
 
@@ -50,7 +51,7 @@ class StepParts:
     precision: Precision
     """Autocast and scaler."""
     finite: FiniteLoss
-    """Looks at each microbatch's loss."""
+    """Looks at each step's loss; on a CPU at each microbatch's."""
     microbatch_size: int | None
     """Samples in a forward; None takes the batch whole."""
     grad_clip_norm: float | None
@@ -122,12 +123,18 @@ class TrainStep:
         else:
             self._optimize()
         self._is_first = False
-        if session.log_now:
-            if self._on_cpu:
-                self._fanout.staged[LOSS_NAME] = loss
-            else:
-                self._fanout.stage({LOSS_NAME: loss})
+        if isinstance(loss, Tensor):
+            self._send_for(loss)
+        elif session.log_now:
+            self._fanout.staged[LOSS_NAME] = loss
         return loss
+
+    def _send_for(self, loss: Tensor) -> None:
+        """Have the loss copied from the device, once for the policy and the loggers."""
+        number, session = LateNumber(loss), self._session
+        self._parts.finite.check_later(session.step, number)
+        if session.log_now:
+            self._fanout.stage_late(LOSS_NAME, number)
 
     def _accumulate(self, batch: Any, size: int) -> float | Tensor:
         num_samples = len(check_batch(batch))
@@ -161,7 +168,6 @@ class TrainStep:
                 self._parts.finite.found(self._session.step, str(value))
         else:
             value = loss.detach()
-            self._parts.finite.check_later(self._session.step, value)
         self._mark(BACKWARD)
         scaled = loss if weight is None else loss * weight
         if self._scaler is not None:

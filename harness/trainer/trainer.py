@@ -198,6 +198,7 @@ class Trainer:
                 session.first_phase = train_step.first_phase
                 for batch in session.run_plan(self._plan):
                     state.loss = train_step(batch)
+                self._parts.finite.check_all()
                 self._evaluate_at_end()
                 self._call("fit_end")
             except BaseException as error:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
+from harness.loggers.late import LateNumber
 from harness.loggers.values import (
     check_name,
     check_tensor,
@@ -129,6 +130,12 @@ def test_a_deferred_tensor_keeps_the_value_it_had_when_logged() -> None:
     assert deferred is not None
     resolve([deferred])
     assert values == {"loss": 1.0}
+
+
+def test_a_late_number_of_the_cpu_is_there_at_once() -> None:
+    number = LateNumber(torch.tensor([[2.5]], requires_grad=True))
+    assert number.arrived
+    assert number.value() == 2.5
 
 
 @pytest.mark.parametrize("defer", [True, False])

@@ -83,6 +83,28 @@ def test_stop_names_the_step_and_the_value() -> None:
         FiniteLoss("stop").found(7, "inf")
 
 
+def test_losses_that_arrive_late_are_looked_at_when_they_are_there_and_all_at_the_end() -> None:
+    class Late:
+        arrived = False
+
+        def __init__(self, value: float) -> None:
+            self._value = value
+
+        def value(self) -> float:
+            return self._value
+
+    finite = FiniteLoss("warn")
+    late: Any = [Late(1.0), Late(float("nan")), Late(float("inf"))]
+    finite.check_later(1, late[0])
+    finite.check_later(2, late[1])
+    assert finite.num_bad_steps == 0
+    late[0].arrived = late[1].arrived = True
+    finite.check_later(3, late[2])
+    assert finite.num_bad_steps == 1
+    finite.check_all()
+    assert finite.num_bad_steps == 2
+
+
 def test_an_unknown_nan_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match="nan_policy='ignore'.*\n.*'warn' or 'stop'"):
         FiniteLoss("ignore")
