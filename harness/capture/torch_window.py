@@ -28,7 +28,7 @@ class TorchWindow:
     """A `torch.profiler.profile` for the steps of one window.
 
     Its step count is the run's, so that `ProfilerStep#N` is global step N. On a CUDA device it also records
-    CUDA activity (not yet run on a GPU).
+    CUDA activity.
 
     Args:
         window: The steps.

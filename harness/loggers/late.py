@@ -39,7 +39,8 @@ class LateNumber:
             self._host, self._event = _more(self._free, tensor)
         # On the stream that computes the tensor, which need not be that of the device in use.
         stream = torch.accelerator.current_stream(tensor.device)
-        self._host.copy_(tensor.detach().reshape(()), non_blocking=True)
+        plain = tensor.ndim == 0 and not tensor.requires_grad
+        self._host.copy_(tensor if plain else tensor.detach().reshape(()), non_blocking=True)
         self._event.record(stream)
 
     @property

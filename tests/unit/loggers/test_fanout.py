@@ -204,7 +204,10 @@ def test_device_tensors_are_read_by_the_writer_with_the_value_they_had(
 
 
 class Broken:
-    """A tensor whose memory is gone by the time it is read."""
+    """A number whose device is lost by the time it is read."""
+
+    def value(self) -> float:
+        raise RuntimeError("device lost")
 
 
 def test_tensors_that_cannot_be_read_cost_only_themselves(
@@ -214,7 +217,7 @@ def test_tensors_that_cannot_be_read_cost_only_themselves(
     fan = fanout(memory, interval_s=3600, defer=lambda _: True)
     fan.log(1, {"gone": torch.tensor(1.0), "kept": 2.0})
     record = fan._queue[-1]
-    record[4][0] = record[4][0]._replace(tensor=Broken())
+    record[4][0] = record[4][0]._replace(number=Broken())
     with caplog.at_level(logging.WARNING):
         fan.close()
     assert memory.metrics == [(1, {"kept": 2.0})]
