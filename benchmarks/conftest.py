@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from typing import Any
 
 import pytest
-import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +34,6 @@ def steps(request: pytest.FixtureRequest) -> int:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
     """Whether two files can be compared depends on these."""
-    machine_info["torch"] = torch.__version__
+    machine_info["torch"] = metadata.version("torch")  # torch itself takes a second to load
     machine_info["python"] = platform.python_version()
     machine_info["num_cpus"] = os.cpu_count()

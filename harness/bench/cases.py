@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.bench.interleaved import InterleavingLoader, Measured, TrainedParts, settle_garbage
+from harness.bench.interleaved import InterleavingLoader, TrainedParts, settle_garbage
+from harness.bench.measured import Measured
 from harness.bench.spec import IDLE, CaseResult, CaseSpec, Ledger, Loop
 from harness.capture.recipe import Recipe
 from harness.capture.schedule import Schedule

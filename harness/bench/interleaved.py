@@ -20,6 +20,8 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harness.bench.measured import Measured
+
 IntArray = npt.NDArray[np.int64]
 TRIM = 0.02
 """The share of steps left out at either end of the differences: interrupts go, steps that cost more stay."""
@@ -42,34 +44,6 @@ class TrainedParts:
         """Whether all parameters and buffers are bit-equal."""
         mine, theirs = self.model.state_dict(), other.model.state_dict()
         return mine.keys() == theirs.keys() and all(bool((mine[name] == theirs[name]).all()) for name in mine)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One process's measurement. Times per step in µs; CPU time unless said."""
-
-    num_steps: int
-    """Steps that were counted, of each loop."""
-    bare_us: float
-    """Median of the bare step."""
-    thread_us: float
-    """What the measured loop's step takes more, on the training thread."""
-    background_us: float
-    """CPU time of the process's other threads."""
-    children_us: float
-    """CPU time of child processes that have ended."""
-    wall_us: float
-    """What the measured loop's step takes more, on the wall clock."""
-    null_us: float
-    """The bare loop's odd steps against its even ones: what cannot be told from zero."""
-    measured_share: float
-    """The measured loop's share of the wall time. What goes by the clock and not by the step counts double
-    otherwise."""
-
-    @property
-    def total_us(self) -> float:
-        """All threads and children together."""
-        return self.thread_us + self.background_us + self.children_us
 
 
 class InterleavingLoader:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from harness.bench.cases import run_case
 from harness.bench.spec import CaseResult, CaseSpec
 from harness.errors import BenchError
 
@@ -49,6 +48,8 @@ def run_in_process(spec: CaseSpec, *, root: Path, python: str = sys.executable) 
 
 def main(arguments: list[str]) -> int:
     """Measure the case that standard input describes; the result goes to standard output as JSON."""
+    from harness.bench.cases import run_case  # loads torch, which who only starts the process need not
+
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the workload prints is talk
         spec = msgspec.json.decode(sys.stdin.buffer.read(), type=CaseSpec)

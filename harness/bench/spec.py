@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.bench.interleaved import Measured
+from harness.bench.measured import Measured
 
 Loop = Literal["bare", "session", "trainer"]
 IDLE = "idle"
