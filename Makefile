@@ -8,6 +8,7 @@
 #   ROOT          folder that holds the runs (runs)
 #   RESUME=1      go on with the run;  OVERWRITE=1  replace it
 #   PORT          of TensorBoard (6006)
+#   BASE          the revision that benchmark-compare holds the working tree against (main)
 #   ARGS          more options, as `harness train --help` lists them; for the tests: pytest's
 
 PYTHON ?= python3
@@ -17,6 +18,9 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+MEASURED := build/benchmark.json
+SHORT_MEASURED := build/benchmark-short.json
+SAVED := benchmarks/results/latest.json
 HARNESS := exec $(BIN)/python -m harness
 
 # What the user typed reaches the recipes through the environment, as it is: no $ in it is expanded by make, and
@@ -27,19 +31,20 @@ override $(1) := $$(value $(1))
 export $(1)
 endif
 endef
-$(foreach name,RUN PROFILE WORKLOAD MAX_DURATION ROOT PORT,$(eval $(call as_typed,$(name))))
+$(foreach name,RUN PROFILE WORKLOAD MAX_DURATION ROOT PORT BASE,$(eval $(call as_typed,$(name))))
 
 is_on = $(filter-out 0 no false off,$($(1)))
 FLAGS := $(if $(call is_on,RESUME),--resume) $(if $(call is_on,OVERWRITE),--overwrite)
 GIVEN := $${PROFILE+--profile="$$PROFILE"} $${WORKLOAD+--workload="$$WORKLOAD"} \
 	$${MAX_DURATION+--max-duration="$$MAX_DURATION"} $${ROOT+--root="$$ROOT"} $(FLAGS)
 
-.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark lint format typecheck check clean
+.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark benchmark-check \
+	benchmark-compare benchmark-peers benchmark-gate lint format typecheck check clean
 
 help: ## Show this
 	@echo 'make profile RUN=foo trains the workload `digits` and captures traces of it into runs/foo'
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='	' read -r target text; do printf '  %-13s %s\n' "$$target" "$$text"; done
+		while IFS='	' read -r target text; do printf '  %-17s %s\n' "$$target" "$$text"; done
 	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY) ## Make .venv with everything in it
@@ -65,8 +70,31 @@ test-browser: $(READY) ## Run the tests that drive a headless Chromium
 test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-benchmark: $(READY) ## Measure what the harness costs
-	$(BIN)/python -m pytest benchmarks --benchmark-enable $(ARGS)
+benchmark: $(READY) ## Measure what the harness costs (45 minutes), and write docs/overhead.md
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-json=$(MEASURED) --benchmark-quiet $(ARGS)
+	$(BIN)/python benchmarks/publish.py $(MEASURED) $(SAVED)
+	@$(BIN)/python benchmarks/table.py $(SAVED)
+	$(BIN)/python benchmarks/report.py $(SAVED)
+
+benchmark-check: $(READY) ## Hold the budgets against what `make benchmark` saved; SHORT=1 measures a few, with wide limits
+ifneq ($(call is_on,SHORT),)
+	@mkdir -p build
+	$(BIN)/python -m pytest $$($(BIN)/python benchmarks/check.py --short --names) --benchmark-enable \
+		--benchmark-json=$(SHORT_MEASURED) --benchmark-quiet --benchmark-max-time=0.3 --processes=2 --steps=600 $(ARGS)
+	@$(BIN)/python benchmarks/check.py --short $(SHORT_MEASURED)
+else
+	@$(BIN)/python benchmarks/check.py $(SAVED) $(ARGS)
+endif
+
+benchmark-compare: $(READY) ## Say whether the working tree is slower than BASE=main (or any revision)
+	@$(BIN)/python benchmarks/compare.py $(ARGS) -- "$${BASE:-main}"
+
+benchmark-peers: $(READY) ## Measure other frameworks in an environment of their own (hours, gigabytes)
+	$(BIN)/python benchmarks/peers/run.py $(ARGS)
+
+benchmark-gate: $(READY) ## Try benchmark-compare out: planted slowdowns, and the tree against itself (an hour)
+	$(BIN)/python benchmarks/gate_trials.py $(ARGS)
 
 lint: $(READY) ## Check style and layout
 	$(BIN)/python -m ruff check

@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py BASE [--rounds 10] [--max-slowdown 5%] [--all | --benchmark NAME …]
 
-In each round every benchmark is measured once on either side, one right after the other, in an order drawn anew; what
-counts is the difference of such a pair, so that a machine that is slower today, or for a minute, meets both. Exit
+In each round every file of benchmarks is run once on either side, one right after the other, in an order drawn anew;
+what counts is the difference of such a pair, so that a machine that is slower today, or for a minute, meets both. Exit
 codes: 0 nothing is slower by more than the limit, 1 something is, 2 wrong use or a side that cannot be measured.
 
 Files, in build/benchmark-compare: `base.json` and `new.json` as pytest-benchmark saves them (`pytest-benchmark
@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -109,15 +110,16 @@ def compare_sides(
         BenchError: A benchmark failed on one of the sides.
     """
     shuffler = random.Random(7)
+    chunks = [list(names) for _, names in groupby(benchmarks, key=lambda name: name.partition("::")[0])]
     with TemporaryDirectory(prefix="benchmark-compare-") as scratch:
-        files: dict[str, dict[str, list[Path]]] = {side.name: {} for side in (base, new)}
+        files: dict[str, list[Path]] = {side.name: [] for side in (base, new)}
         for number in range(1, rounds + 1):
-            for done, benchmark in enumerate(benchmarks, start=1):
-                _progress(f"round {number} of {rounds}, benchmark {done} of {len(benchmarks)}: {benchmark}")
+            for done, chunk in enumerate(chunks, start=1):
+                _progress(f"round {number} of {rounds}, file {done} of {len(chunks)}: {len(chunk)} benchmarks")
                 for side in shuffler.sample((base, new), 2):
                     path = Path(scratch, f"{side.name}-{number}-{done}.json")
-                    measure(side, benchmark, steps=steps, saved=path)
-                    files[side.name].setdefault(benchmark, []).append(path)
+                    measure(side, chunk, steps=steps, saved=path)
+                    files[side.name].append(path)
         for side in (base, new):
             merge(side, files[side.name], folder / f"{side.name}.json")
     return judge_files(folder / "base.json", folder / "new.json", limit_pct=limit_pct)
@@ -227,7 +229,7 @@ def _choose(given: argparse.Namespace, known: dict[str, Collection[str]]) -> lis
     for name in asked:
         if name not in both:
             print(f"left out, as the base does not have it: {name}", file=sys.stderr)
-    chosen = [name for name in dict.fromkeys(asked) if name in both]
+    chosen = sorted(name for name in dict.fromkeys(asked) if name in both)
     if not chosen:
         raise ConfigError(f"BASE={given.base} has none of the benchmarks", hint="compare with a later revision")
     return chosen

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from pytest_benchmark.stats import Stats
 from recorded import SECONDS
-from saved import Saved, read_saved, without_folder
+from saved import without_folder
 
 from harness.errors import BenchError, ConfigError
 
@@ -29,6 +30,8 @@ MEASURING = ("benchmarks", "harness/bench")
 """What measures: paths whose changes make two sides hard to compare."""
 _LAST_LINES = 12
 _TIMEOUT_S = 1800
+_MAX_TIME_S = 0.3
+"""For what pytest-benchmark times itself; other processes are what makes the figure sure, not more rounds of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,49 +100,50 @@ def collect(side: Side) -> set[str]:
     return {without_folder(line) for line in listed.splitlines() if "::" in line}
 
 
-def measure(side: Side, benchmark: str, *, steps: int, saved: Path) -> Saved:
-    """Run one benchmark once, in fresh processes.
+def measure(side: Side, benchmarks: Sequence[str], *, steps: int, saved: Path) -> None:
+    """Run some benchmarks once, each in a fresh process of its own where it is one of steps.
 
     Args:
         side: Whose.
-        benchmark: Its name.
+        benchmarks: Their names.
         steps: Steps that a step benchmark counts.
         saved: The JSON file to write.
 
     Raises:
-        BenchError: It failed; the message has the last lines.
+        BenchError: One failed; the message has the last lines.
     """
-    options = [f"--steps={steps}", "--processes=1", f"--benchmark-json={saved}", "-q"]
-    _pytest(side, f"benchmarks/{benchmark}", "--benchmark-enable", *options)
-    return read_saved(saved)
+    options = [f"--steps={steps}", "--processes=1", f"--benchmark-max-time={_MAX_TIME_S}", f"--benchmark-json={saved}"]
+    _pytest(side, *(f"benchmarks/{name}" for name in benchmarks), "--benchmark-enable", "-q", *options)
 
 
-def merge(side: Side, files: dict[str, list[Path]], target: Path) -> None:
+def merge(side: Side, paths: Sequence[Path], target: Path) -> None:
     """Make one file as pytest-benchmark saves it from those of all rounds: a round there is a process here."""
-    document: dict[str, Any] = {}
-    for benchmark, paths in files.items():
-        read = [json.loads(path.read_bytes()) for path in paths]
-        document = document or {**read[0], "benchmarks": []}
-        document["benchmarks"].append(_merged([one["benchmarks"][0] for one in read], read_saved(paths[0]), benchmark))
-    document["commit_info"] = {**document["commit_info"], "id": side.commit, "dirty": side.dirty}
-    target.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    read = [json.loads(path.read_bytes()) for path in paths]
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    for document in read:
+        for entry in document["benchmarks"]:
+            rounds.setdefault(entry["fullname"], []).append(entry)
+    commit = {**read[0]["commit_info"], "id": side.commit, "dirty": side.dirty}
+    merged = {**read[0], "commit_info": commit, "benchmarks": [_merged(each) for each in rounds.values()]}
+    target.write_text(json.dumps(merged, indent=1), encoding="utf-8")
 
 
-def _merged(rounds: list[dict[str, Any]], first: Saved, benchmark: str) -> dict[str, Any]:
-    entry: dict[str, Any] = rounds[0]
-    stats = Stats()
-    extra = entry["extra_info"]
+def _merged(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    extra, stats = rounds[0]["extra_info"], Stats()
     if "values" in extra:
-        extra["values"] = {name: [one["extra_info"]["values"][name][0] for one in rounds] for name in extra["values"]}
-        unit = SECONDS[extra["value"].rpartition("_")[2]]
-        seconds = [value * unit for value in extra["values"][extra["value"]]]
+        names = extra["values"]
+        extra = {**extra, "values": {name: [one["extra_info"]["values"][name][0] for one in rounds] for name in names}}
+        unit_s = SECONDS[extra["value"].rpartition("_")[2]]
+        times_s = [value * unit_s for value in extra["values"][extra["value"]]]
     else:
-        seconds = [one["stats"]["median"] for one in rounds]
-    for value in seconds:
-        stats.update(value)
-    entry["stats"] = {**stats.as_dict(), "iterations": 1, "data": seconds}
-    assert first.benchmarks.keys() == {benchmark}, f"one benchmark was asked for: {benchmark}"
-    return entry
+        times_s = [one["stats"]["median"] for one in rounds]
+    for time_s in times_s:
+        stats.update(time_s)
+    return {
+        **rounds[0],
+        "extra_info": extra,
+        "stats": {**stats.as_dict(), "iterations": 1, "data": times_s},
+    }
 
 
 def _pytest(side: Side, *arguments: str) -> str:
