@@ -38,8 +38,7 @@ FLAGS := $(if $(call is_on,RESUME),--resume) $(if $(call is_on,OVERWRITE),--over
 GIVEN := $${PROFILE+--profile="$$PROFILE"} $${WORKLOAD+--workload="$$WORKLOAD"} \
 	$${MAX_DURATION+--max-duration="$$MAX_DURATION"} $${ROOT+--root="$$ROOT"} $(FLAGS)
 
-.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark benchmark-check \
-	benchmark-compare benchmark-peers benchmark-gate lint format typecheck check clean
+.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark benchmark-check benchmark-compare benchmark-peers benchmark-gate lint format typecheck check clean
 
 help: ## Show this
 	@echo 'make profile RUN=foo trains the workload `digits` and captures traces of it into runs/foo'

@@ -9,6 +9,7 @@ from figures import Scale, show_bounds, show_limit, show_value
 from peers_file import Bounds, Peers, Row
 from saved import CALL_FIGURE, Benchmark, Saved
 from table import by_group
+from trials_file import PLANTED_TITLES, Trials, planted_rows, trial_parts
 
 STEP_COLUMNS = (
     ("thread_us", "training thread"),
@@ -65,10 +66,18 @@ A budget is broken when the median is above it. `not surely` says that the inter
 
 `python benchmarks/table.py benchmarks/results/latest.json` prints every figure of the file, with its interval.
 """
+NO_TRIALS = "Not tried out yet: `make benchmark-gate` does.\n"
 NO_PEERS = "Not measured yet: `make benchmark-peers` does, in an environment of its own.\n"
 
 
-def overhead_text(saved: Saved, judged: Sequence[Judged], missing: Sequence[Budget], peers: Peers | None) -> str:
+def overhead_text(
+    saved: Saved,
+    judged: Sequence[Judged],
+    missing: Sequence[Budget],
+    *,
+    peers: Peers | None,
+    trials: Trials | None,
+) -> str:
     """The whole file.
 
     Args:
@@ -76,6 +85,7 @@ def overhead_text(saved: Saved, judged: Sequence[Judged], missing: Sequence[Budg
         judged: Budgets and their figures.
         missing: Budgets whose benchmarks were not measured.
         peers: Other frameworks; None where they were not measured.
+        trials: Trials of the comparison; None where it was not tried out.
     """
     machine = saved.machine
     parts = [
@@ -92,6 +102,7 @@ def overhead_text(saved: Saved, judged: Sequence[Judged], missing: Sequence[Budg
         *_group_parts(saved),
         "## What a run says about itself\n\n" + _ledger(saved),
         "## Beside other frameworks\n\n" + (NO_PEERS if peers is None else "\n".join(_peer_parts(peers))),
+        "## Whether a slowdown is found\n\n" + (NO_TRIALS if trials is None else _trials(trials)),
         METHOD.format(confidence=100 * _confidence(saved), call=f"`{CALL_FIGURE}`"),
     ]
     return "\n".join(parts)
@@ -182,6 +193,10 @@ def _peer_parts(peers: Peers) -> Iterator[str]:
     notes = dict.fromkeys(f"- {row.framework}, {row.case}: {row.note}" for row in peers.rows if row.note)
     if notes:
         yield "How each was used:\n\n" + "\n".join(notes) + "\n"
+
+
+def _trials(trials: Trials) -> str:
+    return "\n".join([*trial_parts(trials), _markdown(PLANTED_TITLES, planted_rows(trials))])
 
 
 def _peer_cell(row: Row | None) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from budgets import DEFAULT_PATH, is_measured, judge_one, read_budgets
 from overhead_plot import draw
@@ -15,14 +17,19 @@ from overhead_text import is_step, overhead_text
 from peers_file import Peers, read_peers
 from saved import Saved, read_saved
 from tool import FAILED, FINE, run
+from trials_file import Trials, read_trials
 
 from harness.errors import ConfigError
 
 PEERS_NAME = "peers.json"
+TRIALS_NAME = "gate.json"
+File = TypeVar("File")
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def report_files(saved: Saved, peers: Peers | None, *, budgets_path: Path = DEFAULT_PATH) -> dict[Path, str]:
+def report_files(
+    saved: Saved, peers: Peers | None, trials: Trials | None, *, budgets_path: Path = DEFAULT_PATH
+) -> dict[Path, str]:
     """What is to be written, by path below the documentation's folder. Equal measurements give equal bytes.
 
     Raises:
@@ -38,7 +45,7 @@ def report_files(saved: Saved, peers: Peers | None, *, budgets_path: Path = DEFA
             hint="measure the whole suite with `make benchmark`",
         )
     return {
-        Path("overhead.md"): overhead_text(saved, judged, missing, peers),
+        Path("overhead.md"): overhead_text(saved, judged, missing, peers=peers, trials=trials),
         Path("images/overhead.svg"): draw(steps, judged, peers),
     }
 
@@ -46,7 +53,9 @@ def report_files(saved: Saved, peers: Peers | None, *, budgets_path: Path = DEFA
 def main(arguments: list[str]) -> int:
     """The command line."""
     given = _parse(arguments)
-    files = report_files(read_saved(given.saved), _peers(given.saved, given.peers), budgets_path=given.budgets)
+    peers = _read(read_peers, given.peers, given.saved.with_name(PEERS_NAME))
+    trials = _read(read_trials, given.trials, given.saved.with_name(TRIALS_NAME))
+    files = report_files(read_saved(given.saved), peers, trials, budgets_path=given.budgets)
     if given.check:
         return _check(files, given.docs)
     for name, text in files.items():
@@ -57,12 +66,11 @@ def main(arguments: list[str]) -> int:
     return FINE
 
 
-def _peers(saved: Path, peers: Path | None) -> Peers | None:
+def _read(read: Callable[[Path], File], named: Path | None, beside: Path) -> File | None:
     """A file that was named has to be there; the one beside the saved file is read if it is."""
-    if peers is not None:
-        return read_peers(peers)
-    beside = saved.with_name(PEERS_NAME)
-    return read_peers(beside) if beside.exists() else None
+    if named is not None:
+        return read(named)
+    return read(beside) if beside.exists() else None
 
 
 def _check(files: dict[Path, str], docs: Path) -> int:
@@ -80,6 +88,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("saved", type=Path, metavar="SAVED.json", help="what `make benchmark` keeps")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="[default: peers.json beside SAVED.json, if there]")
+    parser.add_argument("--trials", type=Path, metavar="FILE", help="[default: gate.json beside SAVED.json, if there]")
     parser.add_argument(
         "--budgets", type=Path, default=DEFAULT_PATH, metavar="FILE", help="[default: benchmarks/budgets.toml]"
     )

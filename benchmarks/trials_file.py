@@ -1,0 +1,101 @@
+"""Reads what `make benchmark-gate` found out about the comparison, and says it for `docs/overhead.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from gate_trials import FORMAT, SLOWED
+
+from harness.errors import ConfigError
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """New minus base, µs per step."""
+
+    low: float | None
+    mid: float
+    high: float | None
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One comparison."""
+
+    alarm: bool
+    """Whether anything was called slower by more than the limit."""
+    found: bool
+    """Whether the step of the Trainer was."""
+    base_us: float
+    """What the Trainer adds to a step."""
+    change_us: Change
+    """Of that."""
+    smallest_seen_us: float
+    """The change that would have been found with a chance of 80 %."""
+    what: str = ""
+    """What was planted."""
+
+
+class Trials(msgspec.Struct, frozen=True, kw_only=True):
+    """The file."""
+
+    format: int
+    date: str
+    machine: str
+    commit: str
+    benchmarks: list[str]
+    rounds: int
+    steps: int
+    limit_pct: float
+    planted: list[Trial]
+    equal: list[Trial]
+
+
+def read_trials(path: Path) -> Trials:
+    """Read a file of `make benchmark-gate`.
+
+    Raises:
+        ConfigError: It cannot be read, or has another format.
+    """
+    hint = "write one with `make benchmark-gate`"
+    try:
+        trials = msgspec.json.decode(path.read_bytes(), type=Trials)
+    except OSError as error:
+        raise ConfigError(f"--trials={path} cannot be read: {error.strerror}", hint=hint) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--trials={path} is no file of the comparison's trials: {error}", hint=hint) from error
+    if trials.format != FORMAT:
+        raise ConfigError(f"--trials={path} has format {trials.format}; expected {FORMAT}", hint=hint)
+    return trials
+
+
+def trial_parts(trials: Trials) -> Iterator[str]:
+    """Paragraphs in Markdown; the planted slowdowns are a list of rows for a table."""
+    alarms = sum(trial.alarm for trial in trials.equal)
+    yield (
+        f"`make benchmark-compare` tried out on {trials.date} with commit {trials.commit} on {trials.machine}: "
+        f"{len(trials.benchmarks)} benchmarks, {trials.rounds} pairs of processes, {trials.steps} steps in each, "
+        f"a limit of {trials.limit_pct:g} %. `make benchmark-gate` does it again.\n"
+    )
+    if trials.equal:
+        yield f"The tree against a copy of itself, {len(trials.equal)} times: {alarms} alarms.\n"
+    if trials.planted:
+        found = [trial for trial in trials.planted if trial.found]
+        smallest = min(found, key=lambda trial: trial.change_us.mid, default=None)
+        if smallest is not None:
+            yield (
+                f"The smallest planted slowdown that was found: {smallest.what}, "
+                f"{smallest.change_us.mid:.1f} µs on top of {smallest.base_us:.1f} µs.\n"
+            )
+
+
+def planted_rows(trials: Trials) -> Iterator[tuple[str, ...]]:
+    """Planted, measured change of `SLOWED`, smallest change that could have been seen, verdict."""
+    for trial in trials.planted:
+        change = trial.change_us
+        bounds = f" [{change.low:.1f}, {change.high:.1f}]" if change.low is not None and change.high is not None else ""
+        verdict = "found" if trial.found else "not found"
+        yield trial.what, f"{change.mid:+.1f}{bounds}", f"{trial.smallest_seen_us:.1f}", verdict
+
+
+PLANTED_TITLES = ("planted", f"change of `{SLOWED.partition('::')[2]}`, µs", "could have been seen, µs", "verdict")
