@@ -24,11 +24,11 @@ MAX_BLOCKS = 64
 class Annotator(Protocol):
     """Puts the current phase into a recording torch profiler."""
 
-    def switch(self, phase_name: str) -> None:
-        """End the range that is open and begin one for this phase."""
+    def switch(self, *phase_names: str) -> None:
+        """Have ranges open for these phases, each inside the one before, and for no others."""
 
     def close(self) -> None:
-        """End the range that is open."""
+        """End all ranges that are open."""
 
 
 class Block:
@@ -138,11 +138,10 @@ class Recorder:
         return 0
 
     def _annotate(self, annotator: Annotator, what: int) -> None:
-        label = self.phases.labels[DATA if what == STEP_BEGIN else max(what, BETWEEN)]
-        if label is None:
-            annotator.close()
-        else:
-            annotator.switch(label)
+        labels = self.phases.labels
+        # A phase that another one interrupts stays open around it: what the user opened in it must not stick out.
+        shown = [labels[phase] for phase in (*self._stack, DATA if what == STEP_BEGIN else max(what, BETWEEN))]
+        annotator.switch(*[label for label in shown if label is not None])
 
     def _new_block(self) -> None:
         self._block = Block()

@@ -43,7 +43,7 @@ class PhaseSpan:
     ts_ns: int
     """Start, ns after the trace's base time."""
     dur_ns: int
-    """Length, ns."""
+    """Length, ns; phases that lie inside this one are in it, unlike in the step file."""
     pid: int | str
     tid: int | str
 

@@ -336,6 +336,40 @@ class TestCapture:
         for span, (start, end) in zip(spans, ops, strict=True):
             assert span.ts_ns <= start <= end <= span.ts_ns + span.dur_ns
 
+    def test_a_phase_inside_another_leaves_the_users_own_annotation_and_operators_whole(
+        self, root: Path, written: Callable[..., Any], intervals: Callable[..., Any]
+    ) -> None:
+        linear = torch.nn.Linear(2, 2)
+
+        class Doubled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+                with run.phase("inner"):
+                    return value.sinh()
+
+        with session("foo", root=root, profile=self.RECIPE) as run:
+            for batch in run.steps(BATCHES, "4ba"):
+                with run.phase("forward"), torch.profiler.record_function("mine"):
+                    output = linear(batch)
+                    with run.phase("attention"):
+                        output = output.tanh()
+                    Doubled.apply(output)
+                    run.log({"mean": output.mean()})
+        trace = load(written().traces()[0])
+        whole = {name: intervals(trace, name) for name in ("phase/forward", "mine", "Doubled", "aten::linear")}
+        inner = {
+            name: intervals(trace, name) for name in ("phase/attention", "aten::tanh", "phase/inner", "aten::sinh")
+        }
+        assert [len(found) for found in (whole | inner).values()] == [2] * 8
+        for step in range(2):
+            forward, mine, function, op = (found[step] for found in whole.values())
+            attention, tanh, inside, sinh = (found[step] for found in inner.values())
+            for outer, one in [
+                (forward, mine), (mine, op), (mine, attention), (attention, tanh), (mine, function),
+                (function, inside), (inside, sinh),
+            ]:  # fmt: skip
+                assert outer[0] <= one[0] <= one[1] <= outer[1], (outer, one)
+
     def test_a_window_cut_by_break_has_the_steps_that_were_done(self, root: Path, written: Callable[..., Any]) -> None:
         with session("foo", root=root, profile=self.RECIPE) as run:
             for _ in run.steps(BATCHES, "1ep"):

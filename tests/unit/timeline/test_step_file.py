@@ -221,13 +221,13 @@ class Annotations:
     """Takes down what the recorder tells a profiler."""
 
     def __init__(self) -> None:
-        self.seen: list[str | None] = []
+        self.seen: list[str] = []
 
-    def switch(self, phase_name: str) -> None:
-        self.seen.append(phase_name)
+    def switch(self, *phase_names: str) -> None:
+        self.seen.append("/".join(phase_names))
 
     def close(self) -> None:
-        self.seen.append(None)
+        self.seen.append("")
 
 
 def test_a_profiler_sees_the_phases_with_our_own_parts_as_harness(clock: Clock) -> None:
@@ -235,7 +235,30 @@ def test_a_profiler_sees_the_phases_with_our_own_parts_as_harness(clock: Clock) 
     annotations = Annotations()
     written.recorder.annotator = annotations
     _step(written.recorder, clock)
-    assert annotations.seen == ["data", "forward", "backward", "optimizer", None, "harness", "harness", None]
+    assert annotations.seen == ["data", "forward", "backward", "optimizer", "", "harness", "harness", ""]
+
+
+def test_a_profiler_sees_an_interrupted_phase_around_the_one_inside(clock: Clock) -> None:
+    recorder = Written().recorder
+    recorder.annotator = annotations = Annotations()
+    recorder.mark(ph.STEP_BEGIN)
+    recorder.mark(ph.OTHER)
+    recorder.enter(ph.FORWARD)
+    recorder.enter(recorder.phases.id_of("attention"))
+    recorder.enter(ph.LOGGERS)
+    recorder.leave()
+    recorder.leave()
+    recorder.leave()
+    assert annotations.seen == [
+        "data",
+        "",
+        "forward",
+        "forward/attention",
+        "forward/attention/harness",
+        "forward/attention",
+        "forward",
+        "",
+    ]
 
 
 def test_the_length_of_the_last_step_is_known_while_it_runs_and_after_it(clock: Clock) -> None:
