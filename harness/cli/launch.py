@@ -78,7 +78,8 @@ def launch(request: TrainRequest) -> None:
     shown = shown_path(directory.path)
     first_step = trainer.state.timestamp.batch
     going_on = f", goes on after step {first_step}" if directory.resumed else ""
-    say(f"run {directory.run_name} in {shown}{going_on}")
+    if not trainer.session.name_is_generated:  # else the session has said it
+        say(f"run {directory.run_name} in {shown}{going_on}")
     try:
         trainer.fit()
     except Exception as error:

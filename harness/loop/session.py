@@ -21,7 +21,7 @@ from harness.loop.resume import Resumed, find_resume_point
 from harness.loop.saving import Saver
 from harness.loop.signals import DeadWorkers, StopSignals, undisturbed_by_children
 from harness.loop.steps import WORKER_DIED, Stepper
-from harness.loop.streams import occupy_closed_streams, say
+from harness.loop.streams import announce, occupy_closed_streams, say
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
 from harness.run.manifest_file import EndStatus
@@ -77,6 +77,9 @@ class Session:
         except BaseException:
             self.directory.release()
             raise
+        self.name_is_generated = self._checked.name.name is None
+        if self.name_is_generated:  # nobody could know it otherwise
+            announce(f"harness: run {self.run_name} in {self.options.root_path / self.run_name}")
 
     @property
     def run_name(self) -> str:

@@ -23,6 +23,13 @@ def occupy_closed_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
+def announce(line: str) -> None:
+    """Write a line for people to stderr, wherever that goes (a notebook's too)."""
+    if sys.stderr is not None:  # closed before we began; print would take stdout
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def say(text: str) -> None:
     """Write to stderr from a signal handler: unbuffered, without a lock, and without a word where it is closed."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -100,9 +100,12 @@ def test_the_example_of_the_issue_works(
     assert written("my-cool-run-name").steps() == list(range(1, 9))
 
 
-def test_without_a_name_one_is_generated_and_readable(make_trainer: Callable[..., Any], root: Any) -> None:
+def test_without_a_name_one_is_generated_printed_and_readable(
+    make_trainer: Callable[..., Any], root: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = make_trainer(run_name=None)
     assert trainer.state.run_name.count("-") == 2
+    assert f"run {trainer.state.run_name} in {root / trainer.state.run_name}\n" in capsys.readouterr().err
     trainer.fit()
     assert [path.name for path in root.iterdir()] == [trainer.state.run_name]
 
