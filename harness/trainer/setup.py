@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.errors import ConfigError
-from harness.trainer.callback import Callback
+from harness.trainer.callback import EVENTS, Callback
 from harness.trainer.train_step import StepParts
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise ValueError("it holds no data")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -63,6 +65,63 @@ def check_numbers(microbatch_size: int | None, grad_clip_norm: float | None, ste
         raise ConfigError(f"grad_clip_norm={grad_clip_norm!r} is not greater than zero", hint="None does not clip")
     if step_schedulers not in ("batch", "epoch"):
         raise ConfigError(f"step_schedulers={step_schedulers!r} is not known", hint="give 'batch' or 'epoch'")
+
+
+def check_objects(
+    model: Any, optimizers: Any, schedulers: Any, callbacks: Any, *, eval_dataloader: Any, metrics: Any
+) -> None:
+    """Refuse objects of a wrong kind, which would be found out in the first step that needs them, or never.
+
+    Args:
+        model: What is trained.
+        optimizers: One, several, or None.
+        schedulers: One, several, or None.
+        callbacks: Several.
+        eval_dataloader: What is evaluated on, or None.
+        metrics: Functions by name, or None.
+
+    Raises:
+        ConfigError: One of them; says which.
+    """
+    _check_kind("model", model, nn.Module, "a torch.nn.Module, not its class")
+    if isinstance(optimizers, (list, tuple)) and not optimizers:
+        raise ConfigError("optimizers is empty: nothing would be trained", hint="None makes AdamW(lr=1e-3)")
+    for optimizer in as_list(optimizers):
+        _check_kind("optimizers", optimizer, torch.optim.Optimizer, "torch optimizers")
+    for scheduler in as_list(schedulers):
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ConfigError(
+                "schedulers: ReduceLROnPlateau is stepped with a metric, which no scheduler is given here",
+                hint="step it in a callback's eval_end, with trainer.state.eval_metrics",
+            )
+    _check_kind("callbacks", callbacks, (list, tuple), "a list of callbacks")
+    for callback in callbacks:
+        if isinstance(callback, type) or not any(hasattr(callback, event) for event in EVENTS):
+            raise ConfigError(
+                f"callbacks has {callback!r}, which is no callback", hint="give instances: callbacks=[MyCallback()]"
+            )
+    if eval_dataloader is not None:
+        _check_kind("eval_dataloader", eval_dataloader, Iterable, "a torch DataLoader, or any iterable")
+    _check_metrics(metrics, has_data=eval_dataloader is not None)
+
+
+def _check_metrics(metrics: Any, *, has_data: bool) -> None:
+    if not metrics:
+        return
+    _check_kind("metrics", metrics, Mapping, "functions by name, such as {'accuracy': accuracy}")
+    for name, metric in metrics.items():
+        if name == "loss" or not isinstance(name, str) or not callable(metric):
+            raise ConfigError(
+                f"metrics[{name!r}]={metric!r} cannot be used",
+                hint="give functions metric(outputs, batch) by name; the name loss is the loss's own",
+            )
+    if not has_data:
+        _log.warning("metrics are computed in evaluation only, and there is no eval_dataloader")
+
+
+def _check_kind(option: str, value: Any, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{option}={value!r:.80} is a {type(value).__name__}", hint=f"give {expected}")
 
 
 def as_list(items: Any) -> list[Any]:

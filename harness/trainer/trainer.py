@@ -27,6 +27,7 @@ from harness.trainer.precision import Precision
 from harness.trainer.setup import (
     as_list,
     check_numbers,
+    check_objects,
     default_optimizer,
     find_device,
     seed_everything,
@@ -118,6 +119,7 @@ class Trainer:
         **options: Unpack[RunKeywords],
     ) -> None:
         check_numbers(microbatch_size, grad_clip_norm, step_schedulers)
+        check_objects(model, optimizers, schedulers, callbacks, eval_dataloader=eval_dataloader, metrics=metrics)
         if seed is not None:
             seed_everything(seed)
         found_device = find_device(device)

@@ -158,6 +158,11 @@ def test_an_unknown_recipe_lists_the_known(root: Path, make_trainer: Callable[..
     assert left_behind(root) == []
 
 
+def accuracy(outputs: Any, batch: Any) -> torch.Tensor:
+    return torch.ones(())
+
+
+PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(torch.nn.Linear(1, 1).parameters()))
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_duration": "2 epochs"}, "max_duration='2 epochs'"),
     ({"max_duration": ""}, "max_duration=''"),
@@ -194,6 +199,20 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"loggers": [object()]}, "no logger"),
     ({"loggers": ["no_such_package:Logger"]}, "no_such_package"),
     ({"loss_fn": None}, "there is no loss"),
+    ({"model": torch.nn.Linear}, "model=<class"),
+    ({"model": lambda inputs: inputs}, "model=<function"),
+    ({"optimizers": "adam"}, "optimizers='adam'"),
+    ({"optimizers": []}, "optimizers is empty"),
+    ({"schedulers": "cosine"}, "scheduler"),
+    ({"schedulers": PLATEAU}, "ReduceLROnPlateau"),
+    ({"callbacks": Callback()}, "callbacks="),
+    ({"callbacks": [Callback]}, "no callback"),
+    ({"callbacks": [3]}, "no callback"),
+    ({"eval_dataloader": 3}, "eval_dataloader=3"),
+    ({"metrics": 3}, "metrics=3"),
+    ({"metrics": {"accuracy": 0.5}, "eval_dataloader": [torch.ones(2, 4)]}, "metrics['accuracy']=0.5"),
+    ({"metrics": {"loss": accuracy}, "eval_dataloader": [torch.ones(2, 4)]}, "metrics['loss']"),
+    ({"device": "meta"}, "device='meta'"),
     ({"train_dataloader": 7}, "cannot be iterated"),
     ({"train_dataloader": []}, "length is 0"),
 ]
@@ -207,6 +226,13 @@ def test_an_option_that_cannot_work_is_named_before_anything_is_made(
         make_trainer(**options)
     assert expected in str(caught.value)
     assert left_behind(root) == []
+
+
+def test_metrics_that_will_never_be_computed_are_told(
+    make_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(metrics={"accuracy": accuracy})
+    assert "there is no eval_dataloader" in caplog.text
 
 
 def test_an_option_that_is_not_there_is_named(root: Path, make_trainer: Callable[..., Any]) -> None:
