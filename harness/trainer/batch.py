@@ -6,8 +6,9 @@ sample.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return _like(batch, {key: to_device(value, device) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(item, device) for item in batch))
     if isinstance(batch, (tuple, list)):
@@ -83,12 +84,21 @@ def _slice(batch: Any, start: int, stop: int, num_samples: int) -> Any:
             )
         return batch[start:stop]
     if isinstance(batch, Mapping):
-        return {key: _slice(value, start, stop, num_samples) for key, value in batch.items()}
+        return _like(batch, {key: _slice(value, start, stop, num_samples) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_slice(item, start, stop, num_samples) for item in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(_slice(item, start, stop, num_samples) for item in batch)
     return batch
+
+
+def _like(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    """The values in a mapping of the batch's own type: one that also has attributes keeps them (`batch.labels`)."""
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return values
+    twin = copy.copy(batch)
+    twin.update(values)
+    return twin
 
 
 def forward_for(model: nn.Module) -> Callable[[Any], Any]:

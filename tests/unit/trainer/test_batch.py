@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from typing import Any
 
 import pytest
@@ -73,6 +73,21 @@ def test_to_device_moves_tensors_and_keeps_the_rest_and_the_shape(batch: Any) ->
     assert tensor.device.type == "meta"
     if isinstance(batch, Pair):
         assert moved.label == "b"
+
+
+class Encoding(UserDict[str, Any]):
+    """A dict with attributes, as tokenizers give them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.__dict__["data"][name] if "data" in self.__dict__ else None
+
+
+def test_a_mapping_with_attributes_keeps_them_on_the_device_and_in_microbatches() -> None:
+    batch = Encoding(input=X, labels=Y)
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.labels.device.type == "meta"
+    assert [micro.labels.tolist() for micro in split(batch, 3)] == [[0, 1, 2], [3, 4]]
+    assert batch.labels is Y
 
 
 class TakesInput(nn.Module):
