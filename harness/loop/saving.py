@@ -47,6 +47,8 @@ class Saver:
         """Where the epoch in progress began; None between epochs."""
         self.loader: Iterable[Any] = ()
         """What is iterated: between epochs, its generators are saved as they are."""
+        self.before_save_hooks: list[Callable[[], None]] = []
+        """Called before a checkpoint is written; one that raises keeps it from being written."""
         self._options = options
         self._timestamp = timestamp
         self._directory = directory
@@ -74,6 +76,8 @@ class Saver:
         step = self._timestamp.batch
         if step == self._saved_step:
             return
+        for hook in self.before_save_hooks:
+            hook()
         self._directory.check_in_place()
         state = build_state(
             run_name=self._directory.run_name,

@@ -30,6 +30,7 @@ class FiniteLoss:
             raise ConfigError(f"nan_policy={policy!r} is not known", hint="give 'warn' or 'stop'")
         self._stop = policy == "stop"
         self._pending: deque[tuple[int, LateNumber]] = deque()
+        self._stopped_by: LossError | None = None
         self.num_bad_steps = 0
 
     def check_later(self, step: int, loss: LateNumber) -> None:
@@ -40,23 +41,31 @@ class FiniteLoss:
         """
         self._pending.append((step, loss))
         while self._pending and self._pending[0][1].arrived:
-            self._check(*self._pending.popleft())
+            self._read_first()
 
-    def check_all(self) -> None:
-        """Look at the losses that are still on their way; waits for the device.
+    def settle(self) -> None:
+        """Look at all losses that are still on their way; waits for the device. To be called before weights are kept.
 
         Raises:
-            LossError: The policy is `stop` and one of them is not finite.
+            LossError: The policy is `stop` and one is not finite, or one that arrived before was not.
         """
         while self._pending:
-            self._check(*self._pending.popleft())
+            self._read_first()
+        if self._stopped_by is not None:
+            raise self._stopped_by
 
-    def _check(self, step: int, loss: LateNumber) -> None:
+    def _read_first(self) -> None:
+        step, loss = self._pending.popleft()
         value = loss.value()
-        if not isfinite(value):
-            self.found(step, str(value))
+        if isfinite(value):
+            return
+        try:
+            self.found(step, str(value), hint="training went on until it was seen: resume from the last checkpoint")
+        except LossError as error:
+            self._stopped_by = error
+            raise
 
-    def found(self, step: int, value: str) -> None:
+    def found(self, step: int, value: str, *, hint: str = "the weights are those of the step before") -> None:
         """A loss is not finite: warn or stop.
 
         Raises:
@@ -66,7 +75,7 @@ class FiniteLoss:
         if self._stop:
             raise LossError(
                 f"the loss of step {step} is {value} and nan_policy is 'stop'",
-                hint="the weights are those of the step before; look at the batch, lower the learning rate or clip",
+                hint=f"{hint}; look at the batch, lower the learning rate or clip",
             )
         if self.num_bad_steps % 100 == 1:
             _log.warning("the loss of step %d is %s (%d such steps so far)", step, value, self.num_bad_steps)

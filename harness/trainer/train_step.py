@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import LossError
 from harness.loggers.late import LateNumber
-from harness.timeline.phases import BACKWARD, CALLBACKS, DATA, FORWARD, OPTIMIZER
+from harness.timeline.phases import BACKWARD, CALLBACKS, DATA, FORWARD, LOGGERS, OPTIMIZER
 from harness.trainer.batch import check_batch, split, to_device
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class TrainStep:
 
     def _send_for(self, loss: Tensor) -> None:
         """Have the loss copied from the device, once for the policy and the loggers."""
+        self._mark(LOGGERS)
         number, session = LateNumber(loss), self._session
         self._parts.finite.check_later(session.step, number)
         if session.log_now:
@@ -155,7 +156,7 @@ class TrainStep:
             with self._autocast:
                 outputs = self._forward(batch)
                 loss = self._loss(outputs, batch)
-        if self._is_first or loss.ndim:
+        if self._is_first or getattr(loss, "ndim", True):  # what is no tensor has none
             _check_scalar(loss)
         if self._after_forward:
             self._call(self._after_forward, outputs)
@@ -216,6 +217,8 @@ def _check_scalar(loss: Any) -> None:
             f"the loss has shape {tuple(loss.shape)}, expected a scalar, shape ()",
             hint="reduce it, for example with .mean()",
         )
+    if loss.is_complex():
+        raise LossError("the loss is a complex number, which has no minimum", hint="take its .abs() or .real")
     if not loss.requires_grad:
         raise LossError(
             "the loss does not depend on the model's parameters: it has no gradient",

@@ -198,9 +198,10 @@ class Trainer:
                 self._call("fit_start")
                 train_step = TrainStep(self._parts, session, self, self._events)
                 session.first_phase = train_step.first_phase
+                session.saver.before_save_hooks.append(self._parts.finite.settle)
                 for batch in session.run_plan(self._plan):
                     state.loss = train_step(batch)
-                self._parts.finite.check_all()
+                self._parts.finite.settle()
                 self._evaluate_at_end()
                 self._call("fit_end")
             except BaseException as error:

@@ -6,7 +6,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -329,6 +331,7 @@ class TestLosses:
             (lambda outputs, batch: None, "is a NoneType"),
             (lambda outputs, batch: outputs.mean().detach(), "no gradient"),
             (lambda outputs, batch: torch.tensor(1.0), "no gradient"),
+            (lambda outputs, batch: outputs.mean() * 1j, "complex"),
         ],
     )
     def test_one_that_cannot_be_trained_on(
@@ -338,6 +341,44 @@ class TestLosses:
             make_trainer(loss_fn=loss_fn).fit()
         assert caught.value.hint
         assert written().steps() == []
+
+    def test_one_that_is_a_tensor_in_the_first_step_only(
+        self, make_trainer: Callable[..., Any], written: Callable[..., Any]
+    ) -> None:
+        seen: list[int] = []
+
+        def loss_fn(outputs: Any, batch: Any) -> Any:
+            seen.append(len(seen))
+            return outputs.mean() if len(seen) < 3 else 0.5
+
+        with pytest.raises(LossError, match="is a float, expected a tensor"):
+            make_trainer(loss_fn=loss_fn).fit()
+        assert written().steps() == [1, 2]
+
+    @pytest.mark.parametrize("interval", ["1ba", None])
+    def test_nan_on_a_device_is_in_no_checkpoint_and_no_finished_run(
+        self,
+        interval: str | None,
+        make_trainer: Callable[..., Any],
+        written: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The branch for devices, with tensors on the CPU and a device that is far behind."""
+
+        monkeypatch.setattr("harness.loggers.late.LateNumber.arrived", False)
+        monkeypatch.setattr("harness.trainer.train_step.to_device", lambda batch, device: batch)
+        trainer_of: list[Any] = []
+        trainer_of.append(
+            make_trainer(
+                loss_fn=self._nan_in_step_3(trainer_of), nan_policy="stop", save_interval=interval, max_duration="4ba"
+            )
+        )
+        trainer_of[0]._parts = replace(trainer_of[0]._parts, device=SimpleNamespace(type="cuda"))
+        with pytest.raises(LossError, match="the loss of step 3 is nan"):
+            trainer_of[0].fit()
+        assert written().status == "failed"
+        expected = ["ep0-ba1-rank0.pt", "ep0-ba2-rank0.pt"] if interval else []
+        assert written().checkpoints() == expected
 
     @staticmethod
     def _nan_in_step_3(trainer_of: list[Any]) -> Any:

@@ -83,26 +83,42 @@ def test_stop_names_the_step_and_the_value() -> None:
         FiniteLoss("stop").found(7, "inf")
 
 
-def test_losses_that_arrive_late_are_looked_at_when_they_are_there_and_all_at_the_end() -> None:
-    class Late:
-        arrived = False
+class Late:
+    """A number on its way from a device that is as many steps behind as asked for."""
 
-        def __init__(self, value: float) -> None:
-            self._value = value
+    def __init__(self, value: float, *, arrived: bool) -> None:
+        self._value = value
+        self.arrived = arrived
+        self.num_waits = 0
 
-        def value(self) -> float:
-            return self._value
+    def value(self) -> float:
+        self.num_waits += not self.arrived
+        return self._value
 
-    finite = FiniteLoss("warn")
-    late: Any = [Late(1.0), Late(float("nan")), Late(float("inf"))]
-    finite.check_later(1, late[0])
-    finite.check_later(2, late[1])
-    assert finite.num_bad_steps == 0
+
+def _late(*values: float) -> list[Any]:
+    return [Late(value, arrived=False) for value in values]
+
+
+def test_a_device_is_not_waited_for_and_its_bad_loss_is_told_with_its_own_step() -> None:
+    finite, late = FiniteLoss("stop"), _late(1.0, float("inf"), 1.0, 1.0)
+    for step, loss in enumerate(late[:3], start=1):
+        finite.check_later(step, loss)
     late[0].arrived = late[1].arrived = True
-    finite.check_later(3, late[2])
-    assert finite.num_bad_steps == 1
-    finite.check_all()
-    assert finite.num_bad_steps == 2
+    with pytest.raises(LossError, match=r"the loss of step 2 is inf.*\n.*resume from the last checkpoint"):
+        finite.check_later(4, late[3])
+    assert sum(loss.num_waits for loss in late) == 0
+
+
+def test_a_bad_loss_still_on_its_way_is_found_before_weights_are_kept_each_time() -> None:
+    finite, late = FiniteLoss("stop"), _late(1.0, float("nan"))
+    finite.check_later(1, late[0])
+    finite.settle()
+    finite.check_later(2, late[1])
+    for _ in range(2):  # the second checkpoint would hold the same weights
+        with pytest.raises(LossError, match="the loss of step 2"):
+            finite.settle()
+    assert [loss.num_waits for loss in late] == [1, 1]
 
 
 def test_an_unknown_nan_policy_is_refused() -> None:
