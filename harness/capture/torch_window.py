@@ -33,10 +33,10 @@ class TorchWindow:
     Args:
         window: The steps.
         options: What to record.
-        device_type: Where the run computes, as `torch.device.type`.
+        device_type: Where the run computes, as `torch.device.type`; None where this process computes now.
     """
 
-    def __init__(self, window: Window, options: ProfileOptions, *, device_type: str) -> None:
+    def __init__(self, window: Window, options: ProfileOptions, *, device_type: str | None) -> None:
         self.window = window
         self.recording = False
         self._stopped = True
@@ -137,8 +137,14 @@ def _action(window: Window, step: int) -> ProfilerAction:
     return ProfilerAction.RECORD if step < window.last_active else ProfilerAction.RECORD_AND_SAVE
 
 
-def _activities(options: ProfileOptions, device_type: str) -> list[ProfilerActivity]:
+def device_in_use() -> str:
+    """`cuda` where this process has begun to use CUDA, else `cpu`; does not begin to use it."""
+    return "cuda" if torch.cuda.is_initialized() else "cpu"  # type: ignore[no-untyped-call]
+
+
+def _activities(options: ProfileOptions, device_type: str | None) -> list[ProfilerActivity]:
     activities = [ProfilerActivity.CPU]
+    device_type = device_type or device_in_use()
     if "cuda" in options.activities and device_type == "cuda" and torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     return activities

@@ -56,8 +56,8 @@ class Capture:
         private_dir: A folder only the harness uses; torch writes there.
         trace_path: First recorded step to the path of the finished trace; makes the path's folder.
         system_samples: The system samples between two Unix times in ns.
-        device_type: Where the run computes, as `torch.device.type`. `cuda` also records CUDA
-            activity.
+        device_type: Where the run computes, as `torch.device.type`; None where the process computes when a
+            window opens. `cuda` also records CUDA activity.
         on_window: Called with True when a window opens, with False when it has closed.
         local_rank: Rank on its machine, for the recipe's rank rule; None means that there is one machine.
         attempt: Which launch of the run this is, for the trace.
@@ -75,7 +75,7 @@ class Capture:
         private_dir: Path,
         trace_path: Callable[[int], Path],
         system_samples: Callable[[int, int], list[SystemSample]],
-        device_type: str,
+        device_type: str | None,
         on_window: Callable[[bool], None],
         local_rank: int | None = None,
         attempt: int = 1,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.capture.finisher import FinishedTrace
 from harness.capture.system import SystemSample, SystemSampler
+from harness.capture.torch_window import device_in_use
 from harness.capture.window import Capture
 from harness.errors import HarnessError
 from harness.loggers.base import Progress, RunInfo
@@ -175,6 +176,7 @@ class Attempt:
         if cost.steps_ns:  # an attempt that trained nothing keeps the account of the one before
             self.manifest.set_own_cost(cost.to_dict(), own_cost_pct=cost.training_thread_pct)
         self.manifest.set_health(self.health())
+        self.manifest.set_device(self._session.options.device or device_in_use())
         summary = summarise(read_steps(self._steps_path))
         self.manifest.set_step_times(median_step_us=summary.median_step_us, p95_step_us=summary.p95_step_us)
 
@@ -210,7 +212,7 @@ class Attempt:
             private_dir=session.directory.make_private_dir(),
             trace_path=self._trace_path,
             system_samples=self.sampler.samples,
-            device_type=session.options.device.partition(":")[0],
+            device_type=session.options.device.partition(":")[0] if session.options.device else None,
             on_window=self._on_window,
             attempt=self.manifest.attempt,
             traces_before=len(earlier),
@@ -307,7 +309,7 @@ def _facts(session: Session, checked: Checked) -> RunFacts:
         recipe=checked.recipe.to_dict(),
         versions=versions(),
         git=_git(),
-        device=session.options.device,
+        device=session.options.device or device_in_use(),
         world_size=checked.ranks.world_size,
         rank=checked.ranks.rank,
     )

@@ -35,4 +35,4 @@ class SessionKeywords(RunKeywords, total=False):
 
     state: Mapping[str, Any]
     config: Mapping[str, object]
-    device: str
+    device: str | None

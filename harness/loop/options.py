@@ -55,8 +55,9 @@ class SessionOptions:
     """What a checkpoint holds, by name: objects with `state_dict` and `load_state_dict`."""
     config: Mapping[str, object] = field(default_factory=dict)
     """Recorded in the manifest and shown by loggers as hyperparameters."""
-    device: str = "cpu"
-    """Type of the device that is trained on: decides what the profiler records."""
+    device: str | None = None
+    """Where the run trains, such as `cuda:0`; decides whether the profiler records CUDA. None: on CUDA, if this process
+    has begun to use it when a window opens."""
     handle_signals: bool = True
     """Whether SIGINT and SIGTERM end the run cleanly."""
 

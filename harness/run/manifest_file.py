@@ -165,6 +165,11 @@ class ManifestFile:
         with self._changing:
             self._manifest.health = dict(health)
 
+    def set_device(self, device: str) -> None:
+        """Where the run trains: known for sure only when it has."""
+        with self._changing:
+            self._manifest.device = device
+
     def add_artifact(
         self, kind: str, path: str, *, size_bytes: int, step: int | None = None, crc32c: str | None = None
     ) -> None:

@@ -316,6 +316,43 @@ def test_stop_ends_after_the_step_in_progress_and_says_why(root: Path, written: 
     assert "stopping: good enough" in written().text
 
 
+@pytest.mark.parametrize(
+    ("device", "in_use", "expected", "activities"),
+    [
+        (None, False, "cpu", ["CPU"]),
+        (None, True, "cuda", ["CPU", "CUDA"]),
+        ("cpu", True, "cpu", ["CPU"]),
+        ("cuda:1", True, "cuda:1", ["CPU", "CUDA"]),
+    ],
+)
+def test_cuda_is_recorded_where_the_process_uses_it_unless_the_user_names_another_device(
+    device: str | None,
+    in_use: bool,
+    expected: str,
+    activities: list[str],
+    root: Path,
+    written: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked of torch.profiler; without a GPU it then records the CPU only."""
+    asked: list[list[str]] = []
+
+    class Spy(torch.profiler.profile):
+        def __init__(self, *, activities: Any, **options: Any) -> None:
+            asked.append([activity.name for activity in activities])
+            super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **options)
+
+    monkeypatch.setattr(torch.profiler, "profile", Spy)
+    with session("foo", root=root, profile=TestCapture.RECIPE, device=device) as run:
+        # In use from here on: a loop may build its model after it has opened the session.
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr("harness.checkpoint.position.collect_rng", dict)
+        train(run, "4ba")
+    assert asked[0] == activities
+    assert written().manifest.device == expected
+
+
 class TestCapture:
     RECIPE = Recipe(name="own", schedule=Schedule(skip_first=1, wait=0, warmup=1, active=2, repeat=0))
 
