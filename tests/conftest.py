@@ -46,6 +46,6 @@ def _leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """The variables that are pytest's and torch's own left out: torch sets some when it compiles or profiles."""
-    foreign = ("PYTEST_", "TORCH", "TRITON")
+    """Variables of others left out: torch sets some when it compiles or profiles, scikit-learn when it is imported."""
+    foreign = ("PYTEST_", "TORCH", "TRITON", "KMP_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
