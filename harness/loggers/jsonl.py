@@ -15,6 +15,7 @@ import msgspec
 from harness.loggers.base import BaseLogger, RunInfo
 from harness.naming.template import Template
 from harness.run.append_file import AppendFile, FileHealth, cut_lines_after
+from harness.run.placement import check_placement
 
 METRICS_TEMPLATE = "{run_name}/metrics-rank{rank}.jsonl"
 SYSTEM_TEMPLATE = "{run_name}/system-rank{rank}.jsonl"
@@ -41,8 +42,8 @@ class JsonlLogger(BaseLogger):
 
     def __init__(self, metrics: str = METRICS_TEMPLATE, system: str = SYSTEM_TEMPLATE) -> None:
         self._templates = (
-            Template.compile(metrics, option="jsonl metrics"),
-            Template.compile(system, option="jsonl system"),
+            check_placement(Template.compile(metrics, option="jsonl metrics"), option="jsonl metrics", is_log=True),
+            check_placement(Template.compile(system, option="jsonl system"), option="jsonl system", is_log=True),
         )
         self._files: tuple[_JsonLines, ...] = ()
 

@@ -21,6 +21,7 @@ from harness.loggers.event_wire import (
 )
 from harness.naming.template import Template
 from harness.run.append_file import FileHealth
+from harness.run.placement import check_placement
 from harness.units import NS_PER_S
 
 FOLDER_TEMPLATE = "{run_name}"
@@ -45,7 +46,9 @@ class TensorBoardLogger(BaseLogger):
     name = "tensorboard"
 
     def __init__(self, folder: str = FOLDER_TEMPLATE) -> None:
-        self._template = Template.compile(folder, option="tensorboard folder")
+        self._template = check_placement(
+            Template.compile(folder, option="tensorboard folder"), option="tensorboard folder"
+        )
         self._file: EventFile | None = None
         self._records: list[bytes] = []
         self._layouts: dict[tuple[str, ...], ScalarLayout] = {}

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from harness.loggers.base import BaseLogger, RunInfo
 from harness.naming.template import Template
 from harness.run.append_file import AppendFile, FileHealth
+from harness.run.placement import check_placement
 from harness.units import NS_PER_MS, NS_PER_S
 
 TEXT_TEMPLATE = "{run_name}/logs-rank{rank}.txt"
@@ -32,7 +33,7 @@ class TextLogger(BaseLogger):
     name = "text"
 
     def __init__(self, path: str = TEXT_TEMPLATE, *, metrics_interval_s: float = METRICS_INTERVAL_S) -> None:
-        self._template = Template.compile(path, option="text path")
+        self._template = check_placement(Template.compile(path, option="text path"), option="text path", is_log=True)
         self._interval_ns = round(metrics_interval_s * NS_PER_S)
         self._file: AppendFile | None = None
         self._lines: list[str] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError
 from harness.naming.template import Template
+from harness.run.placement import check_placement
 from harness.units import Duration
 
 if TYPE_CHECKING:
@@ -83,11 +84,6 @@ class SessionOptions:
                 f"save_interval={self.save_interval!r} without state= would save nothing",
                 hint='give state={"model": model, "optimizer": optimizer}',
             )
-        if not self.trace_filename.endswith(".pt.trace.json.gz"):
-            raise ConfigError(
-                f"trace_filename={self.trace_filename!r} does not end in .pt.trace.json.gz",
-                hint="torch-tb-profiler lists only files with that ending",
-            )
         self.log_every, self.save_every, self.trace_template  # noqa: B018 - raise now what would be raised later
 
     @property
@@ -111,6 +107,12 @@ class SessionOptions:
     def trace_template(self) -> Template:
         """`trace_filename`, compiled."""
         template = Template.compile(self.trace_filename, option="trace_filename")
+        check_placement(template, option="trace_filename")
+        if not template.text.endswith(".pt.trace.json.gz"):
+            raise ConfigError(
+                f"trace_filename={self.trace_filename!r} does not end in .pt.trace.json.gz",
+                hint="torch-tb-profiler lists only files with that ending",
+            )
         if not {"batch", "step"} & set(template.fields):
             raise ConfigError(
                 f"trace_filename={self.trace_filename!r} has no {{batch}}: two windows would get one file",

@@ -22,7 +22,9 @@ from harness.loggers.registry import make_logger
 from harness.loop.options import ALWAYS_ON, SessionOptions
 from harness.naming.fields import slug
 from harness.naming.run_name import NameGenerator, ResolvedName, resolve_run_name
+from harness.naming.template import Template
 from harness.run.directory import RunDirectory
+from harness.run.placement import check_placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,7 @@ def check(options: SessionOptions, environ: Mapping[str, str] = os.environ) -> C
         latest=options.save_latest_filename,
         world_size=ranks.world_size,
     )
+    _check_placement(paths)
     return Checked(
         name=resolve_run_name(options.run_name, environ),
         ranks=ranks,
@@ -67,6 +70,15 @@ def check(options: SessionOptions, environ: Mapping[str, str] = os.environ) -> C
         loggers=_make_loggers(options),
         checkpoint_paths=paths,
     )
+
+
+def _check_placement(paths: CheckpointPaths) -> None:
+    """A link to the latest that is called `run.json` would take its place."""
+    check_placement(paths.folder, option="save_folder")
+    for option, name in (("save_filename", paths.filename), ("save_latest_filename", paths.latest)):
+        if name is not None:
+            whole = Template.compile(f"{paths.folder.text}/{name.text}", option=option)
+            check_placement(whole, option=option)
 
 
 def _load_recipe(profile: str | os.PathLike[str] | Recipe | None) -> Recipe:

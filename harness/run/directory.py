@@ -22,7 +22,7 @@ from harness.run.layout import (
     PRIVATE_MODE,
     PRIVATE_NAME,
     RECIPE_NAME,
-    RESERVED_NAMES,
+    is_own_name,
 )
 from harness.run.lock import RunLock, is_locked
 from harness.run.manifest import RunListing, read_listing
@@ -188,7 +188,7 @@ class RunDirectory:
                 f"{relative!r} does not lie in the directory of the run {self.run_name!r}",
                 hint="begin the template with {run_name}/",
             )
-        if len(parts) > 1 and parts[1] in RESERVED_NAMES:
+        if len(parts) > 1 and is_own_name(parts[1]):
             raise TemplateError(f"{relative!r} is a file of the harness's own", hint="give another template")
         self._make_folders(parts[:-1])
         return self.root.joinpath(*parts)

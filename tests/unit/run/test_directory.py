@@ -70,7 +70,9 @@ def test_a_path_outside_the_run_is_refused_and_makes_nothing(run: RunDirectory, 
     assert names(run.root) == ["foo"]
 
 
-@pytest.mark.parametrize("name", ["run.json", "recipe.toml", ".lock", ".capture", ".capture/trace.json"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "recipe.toml", "steps-rank0.jsonl", ".lock", ".capture", ".capture/trace.json"]
+)
 def test_a_template_may_not_name_the_harness_own_files(run: RunDirectory, name: str) -> None:
     with pytest.raises(TemplateError, match="harness's own"):
         run.resolve(f"foo/{name}")
