@@ -126,14 +126,14 @@ def _build(request: TrainRequest) -> Trainer:
     workload = load_workload(request.workload, request.options)
     # Before the optimizer is made, which some models' parameters do not survive otherwise.
     workload.model.to(device)
-    optimizer = workload.optimizer(workload.model)
+    optimizer = workload.make_optimizer()
     return Trainer(
         workload.model,
         workload.train_dataloader,
         max_duration=request.max_duration or workload.max_duration,
         loss_fn=workload.loss_fn,
         optimizers=optimizer,
-        schedulers=workload.scheduler(optimizer) if workload.scheduler is not None else None,
+        schedulers=workload.make_scheduler(optimizer),
         eval_dataloader=workload.eval_dataloader,
         eval_interval=request.eval_interval,
         metrics=workload.metrics,

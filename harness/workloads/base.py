@@ -6,11 +6,11 @@ This module loads no torch, so that a workload's options can be listed and check
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import WorkloadError
+from harness.errors import HarnessError, WorkloadError
 from harness.units import Duration
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         Duration.parse(self.max_duration, option="Workload.max_duration")
+        if not callable(getattr(self.model, "parameters", None)):
+            raise WorkloadError(f"Workload.model is a {type(self.model).__name__}, expected a torch.nn.Module")
         if not callable(self.optimizer):
             raise WorkloadError(
                 f"Workload.optimizer is a {type(self.optimizer).__name__}, expected a function that makes it",
@@ -78,6 +80,26 @@ class Workload:
         if clip is not None and not (math.isfinite(clip) and clip > 0):
             raise WorkloadError(f"Workload.grad_clip_norm={clip!r}, expected a number above zero or None")
 
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer for the model, where that is now.
+
+        Raises:
+            WorkloadError: The function raised, which is the cause, or returned something else.
+        """
+        made: Optimizer = _make("optimizer", self.optimizer, self.model, needed=("param_groups", "step"))
+        return made
+
+    def make_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
+        """The learning rate's scheduler; None where the workload has none.
+
+        Raises:
+            WorkloadError: The function raised, which is the cause, or returned something else.
+        """
+        if self.scheduler is None:
+            return None
+        made: LRScheduler = _make("scheduler", self.scheduler, optimizer, needed=("state_dict", "step"))
+        return made
+
     def _check_callables(self) -> None:
         parts = {name: getattr(self, name) for name in _CALLABLES}
         parts.update({f"metrics[{name!r}]": metric for name, metric in self.metrics.items()})
@@ -85,3 +107,17 @@ class Workload:
             if part is not None and not callable(part):
                 kind = type(part).__name__
                 raise WorkloadError(f"Workload.{name} is a {kind}, expected a function or None")
+
+
+def _make(part: str, function: Callable[[Any], Any], argument: Any, *, needed: Sequence[str]) -> Any:
+    try:
+        made = function(argument)
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise WorkloadError(f"Workload.{part} raised {type(error).__name__}: {error}") from error
+    if any(not hasattr(made, name) for name in needed):
+        raise WorkloadError(
+            f"Workload.{part} returned a {type(made).__name__}, which is no {part}", hint=f"return the {part} it makes"
+        )
+    return made

@@ -46,7 +46,7 @@ def load_workload(spec: str, options: Mapping[str, str] | None = None) -> Worklo
         workload = build(**keywords)
     except HarnessError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # argparse ends the process for an argument that it does not know
         raise WorkloadError(f"workload {spec!r}: {_name(build)} raised {_short(error)}") from error
     if not isinstance(workload, Workload):
         raise WorkloadError(

@@ -66,3 +66,36 @@ def test_norm_to_clip_to_must_be_positive(norm: float) -> None:
 def test_part_that_must_be_a_function_is_named(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(WorkloadError, match=named):
         make(**changes)
+
+
+def test_model_that_is_none_is_refused() -> None:
+    with pytest.raises(WorkloadError, match=r"Workload\.model is a str, expected a torch\.nn\.Module"):
+        make(model="resnet50", loss_fn=lambda outputs, batch: outputs.mean())
+
+
+def raises(_: Any) -> Any:
+    raise KeyError("no such schedule")
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler"])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (raises, "raised KeyError: 'no such schedule'"),
+        (lambda _: None, "returned a NoneType, which is no "),
+        (lambda _: 3, "returned a int, which is no "),
+    ],
+)
+def test_function_that_makes_nothing_usable_is_named(part: str, function: Any, expected: str) -> None:
+    workload = make(**{part: function})
+    with pytest.raises(WorkloadError, match=rf"Workload\.{part} {expected}") as caught:
+        if part == "optimizer":
+            workload.make_optimizer()
+        else:
+            workload.make_scheduler(workload.optimizer(workload.model))
+    assert (caught.value.__cause__ is not None) == (function is raises)
+
+
+def test_workload_without_a_scheduler_makes_none() -> None:
+    workload = make()
+    assert workload.make_scheduler(workload.make_optimizer()) is None

@@ -144,6 +144,12 @@ def test_error_inside_build_keeps_its_own_traceback(write_module: Callable[[str]
     assert frames[-2:] == ["build", "deeper"]
 
 
+def test_build_that_ends_the_process_does_not_end_the_command(write_module: Callable[[str], str]) -> None:
+    name = write_module("import argparse\ndef build():\n    argparse.ArgumentParser().error('unknown argument')")
+    with pytest.raises(WorkloadError, match=r"build\(\) raised SystemExit: 2"):
+        load_workload(f"{name}:build")
+
+
 def test_unknown_option_is_found_before_build_is_called(write_module: Callable[[str], str]) -> None:
     name = write_module("def build(depth: int = 1):\n    raise AssertionError('built')")
     with pytest.raises(WorkloadError, match="has no option 'dept'"):
