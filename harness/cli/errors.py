@@ -19,24 +19,16 @@ from types import TracebackType
 import click
 
 from harness.cli.terminal import StdoutError, say
-from harness.errors import (
-    CaptureError,
-    CheckpointError,
-    DataError,
-    HarnessError,
-    LossError,
-    RunDirExistsError,
-    WorkloadError,
-)
+from harness.errors import HarnessError, RunDirExistsError, WorkloadError
 
 USAGE = 2
 RUN_FAILED = 3
 BUG = 70
 INTERRUPTED = 130
 
-_OF_A_RUN = (CheckpointError, DataError, LossError, CaptureError)
 _PACKAGE = Path(__file__).resolve().parent.parent
-_IMPORTERS = (importlib.__file__, str(_PACKAGE / "workloads" / "load.py"))
+_CALLERS = (importlib.__file__, *(str(_PACKAGE / "workloads" / name) for name in ("base.py", "load.py")))
+"""What stands between the command and the code of a workload."""
 
 
 class FailedRunError(Exception):
@@ -65,7 +57,7 @@ def tell(error: BaseException) -> int:
         return _tell_usage(error)
     if isinstance(error, HarnessError):
         _tell_harness_error(error)
-        return RUN_FAILED if isinstance(error, _OF_A_RUN) else USAGE
+        return USAGE  # what ends a training is a FailedRunError
     if isinstance(error, FailedRunError):
         return _tell_failed_run(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
@@ -139,4 +131,4 @@ def _say_traceback_of_user(error: BaseException) -> None:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(("<frozen importlib", str(_PACKAGE / "cli"))) or filename in _IMPORTERS
+    return filename.startswith(("<frozen importlib", str(_PACKAGE / "cli"))) or filename in _CALLERS

@@ -48,9 +48,9 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         (RunDirExistsError, USAGE),
         (RunLockedError, USAGE),
         (MissingExtraError, USAGE),
-        (DataError, RUN_FAILED),
-        (LossError, RUN_FAILED),
-        (CheckpointError, RUN_FAILED),
+        (DataError, USAGE),
+        (LossError, USAGE),
+        (CheckpointError, USAGE),
     ],
 )
 def test_an_error_is_its_message_its_hint_and_no_traceback(kind: type[HarnessError], code: int, capsys: Stderr) -> None:
