@@ -51,8 +51,11 @@ class DurationUnit(enum.StrEnum):
     """A fraction of `max_duration`; for intervals only."""
 
 
-_COUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ep|ba|sp|tok|dur)")
-_CLOCK = re.compile(r"(?:(?P<h>\d+)(?:h|hr))?(?:(?P<m>\d+)(?:min|m))?(?:(?P<s>\d+(?:\.\d+)?)(?:sec|s))?")
+_COUNT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ep|ba|sp|tok|dur)")
+_CLOCK = re.compile(r"(?:(?P<h>[0-9]+)(?:h|hr))?(?:(?P<m>[0-9]+)(?:min|m))?(?:(?P<s>[0-9]+(?:\.[0-9]+)?)(?:sec|s))?")
+_MAX_DIGITS = 15
+"""Of a number: more than any training has, and what a float holds exactly."""
+_TOO_LONG = re.compile(rf"(?<![.0-9])0*[1-9][0-9]{{{_MAX_DIGITS},}}")
 _EXPECTED = (
     "a number and one of ep (epochs), ba (steps), sp (samples), tok (tokens), or a time such as 90sec, 50min, 1h30m"
 )
@@ -100,6 +103,8 @@ class Duration:
 
     @classmethod
     def _parse_text(cls, text: str, option: str) -> Duration:
+        if _TOO_LONG.search(text):
+            raise _too_long(f"{option}={text[:40]!r}")
         count = _COUNT.fullmatch(text)
         if count:
             unit = DurationUnit(count["unit"])
@@ -117,6 +122,8 @@ class Duration:
     def _check(self, option: str, fraction: bool) -> None:
         if self.value <= 0:
             raise ConfigError(f"{option}={self} must be greater than zero", hint=f"give {_EXPECTED}")
+        if self.value >= 10**_MAX_DIGITS * 3600:  # 15 digits of hours are more seconds
+            raise _too_long(option)
         if self.unit is DurationUnit.FRACTION:
             if not fraction:
                 raise ConfigError(
@@ -139,3 +146,7 @@ class Duration:
 
     def __str__(self) -> str:
         return f"{self.value:g}{self.unit}" if isinstance(self.value, float) else f"{self.value}{self.unit}"
+
+
+def _too_long(shown: str) -> ConfigError:
+    return ConfigError(f"{shown} is too long a duration", hint=f"give a number of at most {_MAX_DIGITS} digits")

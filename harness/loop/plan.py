@@ -64,20 +64,10 @@ def make_plan(
 
     Raises:
         ConfigError: The loader cannot be iterated, or a duration cannot be counted.
-        DataError: The loader has length 0.
+        DataError: The loader has length 0, or cannot tell its length.
     """
-    if not isinstance(loader, Iterable):
-        raise ConfigError(
-            f"train_dataloader is a {type(loader).__name__}, which cannot be iterated",
-            hint="give a torch DataLoader, or any iterable that can be iterated once per epoch",
-        )
+    length = check_loader(loader, option="train_dataloader")
     duration = Duration.parse(max_duration, option="max_duration")
-    length = _length(loader)
-    if length == 0:
-        raise DataError(
-            "the dataloader is empty: its length is 0",
-            hint="check the dataset's size, and drop_last with a batch size above it",
-        )
     if duration.unit is DurationUnit.TOKEN and get_num_tokens is None:
         raise ConfigError(
             f"max_duration={duration} counts tokens, and nothing says how many a batch has",
@@ -95,11 +85,33 @@ def make_plan(
     )
 
 
-def _length(loader: Iterable[Any]) -> int | None:
+def check_loader(loader: Iterable[Any], *, option: str) -> int | None:
+    """See that a dataloader can be iterated and is not empty, as far as it says.
+
+    Returns:
+        Its length; None where it has none.
+
+    Raises:
+        ConfigError: It cannot be iterated.
+        DataError: Its length is 0, or asking for it raises.
+    """
+    if not isinstance(loader, Iterable):
+        raise ConfigError(
+            f"{option} is a {type(loader).__name__}, which cannot be iterated",
+            hint="give a torch DataLoader, or any iterable that can be iterated once per epoch",
+        )
     try:
-        return len(loader)  # type: ignore[arg-type]
+        length = len(loader)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         return None
+    except Exception as error:
+        raise DataError(f"the length of {option} cannot be had: {type(error).__name__}: {error}") from error
+    if length == 0:
+        raise DataError(
+            f"{option} is empty: its length is 0",
+            hint="check the dataset's size, and drop_last with a batch size above it",
+        )
+    return length
 
 
 def count_samples(batch: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """The device to train on; CUDA where there is one, if none is named.
 
     Raises:
-        ConfigError: The name means nothing to torch, or the device is not there.
+        ConfigError: The name means nothing to torch, the device is not there, or it holds no numbers.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +48,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
             raise ValueError("it holds no data")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]  # torch goes on with all backends it knows
         raise ConfigError(f"device={str(device)!r} cannot be used: {reason}", hint="give cpu or cuda:0") from error
     return found
 
@@ -100,8 +100,6 @@ def check_objects(
             raise ConfigError(
                 f"callbacks has {callback!r}, which is no callback", hint="give instances: callbacks=[MyCallback()]"
             )
-    if eval_dataloader is not None:
-        _check_kind("eval_dataloader", eval_dataloader, Iterable, "a torch DataLoader, or any iterable")
     _check_metrics(metrics, has_data=eval_dataloader is not None)
 
 

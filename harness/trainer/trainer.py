@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 from harness.loop.interval import Interval
 from harness.loop.keywords import RunKeywords
 from harness.loop.options import SessionOptions
-from harness.loop.plan import CountFn, Plan, make_plan
+from harness.loop.plan import CountFn, Plan, check_loader, make_plan
 from harness.loop.session import Session
 from harness.timeline.phases import CALLBACKS, EVAL
 from harness.trainer.batch import forward_for, loss_for
@@ -163,6 +163,8 @@ class Trainer:
             get_num_samples=get_num_samples,
             get_num_tokens=get_num_tokens,
         )
+        if eval_dataloader is not None:
+            check_loader(eval_dataloader, option="eval_dataloader")
         self._eval_every = _eval_interval(eval_interval, self._plan)
         self._eval_dataloader = eval_dataloader
         self._epoch_schedulers = all_schedulers if step_schedulers == "epoch" else []

@@ -210,13 +210,30 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"callbacks": Callback()}, "callbacks="),
     ({"callbacks": [Callback]}, "no callback"),
     ({"callbacks": [3]}, "no callback"),
-    ({"eval_dataloader": 3}, "eval_dataloader=3"),
     ({"metrics": 3}, "metrics=3"),
     ({"metrics": {"accuracy": 0.5}, "eval_dataloader": [torch.ones(2, 4)]}, "metrics['accuracy']=0.5"),
     ({"metrics": {"loss": accuracy}, "eval_dataloader": [torch.ones(2, 4)]}, "metrics['loss']"),
     ({"device": "meta"}, "device='meta'"),
     ({"train_dataloader": 7}, "cannot be iterated"),
-    ({"train_dataloader": []}, "length is 0"),
+    ({"train_dataloader": []}, "train_dataloader is empty: its length is 0"),
+    ({"eval_dataloader": 7}, "eval_dataloader is a int, which cannot be iterated"),
+    ({"eval_dataloader": []}, "eval_dataloader is empty: its length is 0"),
+    ({"optimizers": [None]}, "optimizers=None is a NoneType"),
+    ({"max_duration": "9" * 400 + "sec"}, "too long a duration"),
+    ({"max_duration": "9" * 400 + "h"}, "too long a duration"),
+    ({"max_duration": "9" * 5000 + "ba"}, "too long a duration"),
+    ({"max_duration": 10**400}, "too long a duration"),
+    ({"trace_filename": None}, "trace_filename=None"),
+    ({"trace_filename": "traces/{batch}.pt.trace.json.gz"}, "trace_filename="),
+    ({"trace_filename": "{run_name}-x/{batch}.pt.trace.json.gz"}, "does not lie in the directory of the run"),
+    ({"trace_filename": "{run_name}/run.json/{batch}.pt.trace.json.gz"}, "the harness's own"),
+    ({"trace_filename": "{run_name}/steps-rank{rank}.jsonl/{batch}.pt.trace.json.gz"}, "the harness's own"),
+    ({"save_folder": "x{run_name}"}, "save_folder='x{run_name}' does not lie in the directory of the run"),
+    ({"save_folder": "{run_name}/run.json"}, "the harness's own"),
+    ({"save_folder": "{run_name}", "save_latest_filename": "run.json"}, "the harness's own"),
+    ({"save_folder": "{run_name}", "save_latest_filename": "steps-rank{rank}.jsonl"}, "the harness's own"),
+    ({"save_folder": "{run_name}", "save_latest_filename": "metrics-rank{rank}.jsonl"}, "the name of a log"),
+    ({"save_folder": "{run_name}", "save_filename": "logs-rank{batch}.txt"}, "the name of a log"),
 ]
 
 
@@ -318,7 +335,18 @@ class TestDataloaders:
 
     def test_an_eval_dataloader_that_is_empty(self, make_trainer: Callable[..., Any]) -> None:
         with pytest.raises(DataError, match="eval_dataloader yielded no batch"):
-            make_trainer(eval_dataloader=[]).fit()
+            make_trainer(eval_dataloader=(x for x in ())).fit()
+
+    def test_a_length_that_raises_is_told_before_anything_is_made(
+        self, make_trainer: Callable[..., Any], root: Path
+    ) -> None:
+        class Lost(list[Any]):
+            def __len__(self) -> int:
+                raise ConnectionError("the store is gone")
+
+        with pytest.raises(DataError, match="length of train_dataloader.*the store is gone"):
+            make_trainer(train_dataloader=Lost([GOOD]))
+        assert left_behind(root) == []
 
 
 class TestLosses:
