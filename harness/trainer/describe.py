@@ -32,7 +32,11 @@ def describe(
         "loggers": [
             spec if isinstance(spec, str) else str(getattr(spec, "name", spec)) for spec in options.get("loggers", ())
         ],
-        **{name: str(value) for name, value in options.items() if name not in ("loggers", "profile")},
+        **{
+            name: value if isinstance(value, _PLAIN) else str(value)
+            for name, value in options.items()
+            if name not in ("loggers", "profile")
+        },
     }
 
 

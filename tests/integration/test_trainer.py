@@ -111,12 +111,13 @@ def test_without_a_name_one_is_generated_printed_and_readable(
 
 
 def test_the_run_says_what_was_trained_with_what(make_trainer: Callable[..., Any], written: Callable[..., Any]) -> None:
-    make_trainer(grad_clip_norm=1.0, loggers=["tensorboard"]).fit()
+    make_trainer(grad_clip_norm=1.0, loggers=["tensorboard"], overwrite=True, save_num_checkpoints_to_keep=2).fit()
     config = written().manifest.config
     assert config["model"] == {"class": "Sequential", "num_parameters": 67}
     assert config["optimizers"][0]["class"] == "AdamW"
     assert (config["max_duration"], config["seed"], config["grad_clip_norm"]) == ("1ep", 17, 1.0)
     assert config["loggers"] == ["tensorboard"]
+    assert (config["overwrite"], config["save_num_checkpoints_to_keep"]) == (True, 2)
 
 
 class TestEvents:
