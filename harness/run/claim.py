@@ -138,7 +138,7 @@ def _claim_existing(path: Path, *, resume: Resume, overwrite: bool) -> tuple[Run
     entries = _entries(path)
     if entries is None:
         if resume is True:
-            raise _nothing_to_resume(path)
+            raise nothing_to_resume(path)
         return None
     if LOCK_NAME not in entries and MANIFEST_NAME not in entries and entries:
         raise _no_run(path)  # before a lock file is left in somebody else's directory
@@ -165,7 +165,7 @@ def _decide(path: Path, lock: RunLock, *, resume: Resume, overwrite: bool) -> tu
         if any(not MANIFEST_LEFTOVER.fullmatch(name) for name in entries - {LOCK_NAME}):
             raise _no_run(path)
         if resume is True:
-            raise _nothing_to_resume(path)
+            raise nothing_to_resume(path)
         return lock, False  # its maker was killed before the first manifest
     if overwrite:
         return _replace(path), False
@@ -234,8 +234,10 @@ def _no_run(path: Path) -> RunDirError:
     )
 
 
-def _nothing_to_resume(path: Path) -> RunDirError:
-    with os.scandir(path.parent) as entries:
+def nothing_to_resume(path: Path) -> RunDirError:
+    """The error for a run directory that should be there; names those that are."""
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(path.parent) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     near = difflib.get_close_matches(path.name, names, n=3)
     known = f"runs with a name like it: {', '.join(near)}; " if near else ""

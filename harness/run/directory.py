@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.errors import RunDirError, TemplateError
 from harness.naming.run_name import validate_run_name
-from harness.run.claim import DrawsNames, Resume, claim_generated, claim_name, prepare_root
+from harness.run.claim import DrawsNames, Resume, claim_generated, claim_name, nothing_to_resume, prepare_root
 from harness.run.durable import disk_error, open_folder
 from harness.run.layout import (
     DIRECTORY_MODE,
@@ -57,6 +57,8 @@ class RunDirectory:
             RunLockedError: A live process holds it.
             RunDirError: The root cannot be written, there is nothing to resume, or what is there is no run.
         """
+        if resume is True and not root.exists():
+            raise nothing_to_resume(root / validate_run_name(run_name))
         resolved = prepare_root(root)
         lock, resumed = claim_name(resolved, run_name, resume=resume, overwrite=overwrite)
         return cls(root=resolved, run_name=run_name, resumed=resumed, lock=lock)

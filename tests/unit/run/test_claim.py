@@ -122,6 +122,12 @@ def test_resuming_nothing_names_runs_like_it_and_makes_no_directory(tmp_path: Pa
     assert names(tmp_path) == ["digits-1"]
 
 
+def test_resuming_in_a_root_that_is_not_there_does_not_make_it(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="no run 'foo' in .*elsewhere to resume"):
+        RunDirectory.claim(tmp_path / "elsewhere", "foo", resume=True)
+    assert names(tmp_path) == []
+
+
 def test_automatic_resume_of_nothing_starts_a_run(tmp_path: Path) -> None:
     assert not RunDirectory.claim(tmp_path, "foo", resume="auto").resumed
 
