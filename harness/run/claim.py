@@ -32,7 +32,7 @@ from harness.run.layout import (
     TRASH_PREFIX,
 )
 from harness.run.lock import RunLock
-from harness.run.manifest import read_listing
+from harness.run.manifest import read_listing, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _decide(path: Path, lock: RunLock, *, resume: Resume, overwrite: bool) -> tu
         return lock, False  # its maker was killed before the first manifest
     if overwrite:
         return _replace(path), False
+    read_manifest(path / MANIFEST_NAME)  # one that is broken is no run to go on with, nor to name the ways on for
     if resume:
         return lock, True
     raise _exists(path)

@@ -190,8 +190,9 @@ def read_manifest(path: Path) -> Manifest:
     except (msgspec.MsgspecError, ValueError, KeyError, RecursionError) as error:
         if isinstance(error, RunDirError):
             raise
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise RunDirError(
-            f"{path} is no manifest of a run: {error}",
+            f"{path} is no manifest of a run: {reason}",
             hint="the harness replaces this file whole, so something else changed it; restore it from a copy",
         ) from error
 

@@ -193,6 +193,21 @@ def test_a_manifest_of_something_else_is_not_overwritten(tmp_path: Path) -> None
     assert (tmp_path / "foo" / "run.json").read_text() == '{"scripts": {}}'
 
 
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"resume": "auto"}])
+@pytest.mark.parametrize(
+    ("content", "told"), [("{", "is no manifest"), ("[]", "is no manifest"), ('{"format": 99}', "a format later than")]
+)
+def test_a_manifest_that_cannot_be_read_is_told_instead_of_ways_on_that_do_not_work(
+    tmp_path: Path, options: dict, content: str, told: str
+) -> None:
+    path = finished_run(tmp_path, "foo") / "run.json"
+    path.write_text(content)
+    with pytest.raises(RunDirError, match=told) as caught:
+        RunDirectory.claim(tmp_path, "foo", **options)
+    assert "--resume" not in str(caught.value)
+    assert path.read_text() == content
+
+
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".run.json.0123456789abcdef.tmp"]])
 @pytest.mark.parametrize("options", [{}, {"resume": "auto"}, {"overwrite": True}])
 def test_what_a_claim_killed_before_its_first_manifest_left_is_claimed(
