@@ -95,6 +95,7 @@ class Saver:
             self._manifest.remove_artifact(self._directory.relative(removed))
         path = self._directory.relative(saved.path)
         self._manifest.add_artifact("checkpoint", path, size_bytes=saved.size_bytes, step=step, crc32c=saved.crc32c)
+        self._manifest.set_progress(step, self._timestamp.epoch)
         self._manifest.save()
         self._say(f"saved {path}")
 

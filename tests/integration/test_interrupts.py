@@ -173,6 +173,7 @@ def test_kill_9_loses_nothing_older_than_a_second_and_the_run_goes_on(
     assert steps[-1]["time"] > killed_at - 1
     assert metrics[-1]["time"] > killed_at - 1
     assert foo.status == "running"
+    assert foo.manifest.summary.step >= 20, "what ls shows is as old as the last checkpoint at most"
 
     again = start_script(TRAIN, root, "save_interval=10ba", "resume=1", "max_duration=400ba")
     code, stderr = again.end()
