@@ -99,7 +99,7 @@ def _tell_harness_error(error: HarnessError) -> None:
 def _tell_failed_run(error: FailedRunError) -> int:
     cause = error.__cause__
     if isinstance(cause, HarnessError):
-        if cause.__cause__ is not None:
+        if cause.__cause__ is not None and not _is_raised_by_us(cause.__cause__):
             _say_traceback(cause.__cause__)
         _tell_harness_error(cause)
     elif cause is not None:
@@ -128,6 +128,12 @@ def _say_traceback_of_user(error: BaseException) -> None:
         frame = frame.tb_next
     if frame is not None:
         _say_traceback(error.with_traceback(frame))
+
+
+def _is_raised_by_us(error: BaseException) -> bool:
+    """Whether a line of the harness raised it: then the message that it became says all."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_code.co_filename.startswith(f"{_PACKAGE}{os.sep}")
 
 
 def _is_ours(filename: str) -> bool:

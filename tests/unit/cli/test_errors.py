@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
@@ -20,6 +22,7 @@ from harness.errors import (
     TemplateError,
     WorkloadError,
 )
+from harness.run.durable import write_atomically
 
 Stderr = pytest.CaptureFixture[str]
 
@@ -92,6 +95,17 @@ def test_a_run_that_failed_for_a_known_reason_shows_its_message_and_what_caused_
     lines = capsys.readouterr().err.splitlines()
     assert "ValueError: of the user" in lines
     assert lines[-4:-1] == ["error: the dataloader raised", "while loading step 3", "hint: mend it"]
+
+
+def test_what_the_harness_raised_itself_is_told_without_a_traceback(tmp_path: Path, capsys: Stderr) -> None:
+    try:
+        write_atomically(tmp_path / "not there" / "run.json", b"{}")
+    except RunDirError as refused:
+        error = raised(CheckpointError("cannot be saved: the disk is full"), refused)
+    assert tell(raised(FailedRunError("foo", "runs/foo"), error)) == RUN_FAILED
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert told.startswith("error: cannot be saved: the disk is full\n")
 
 
 def test_control_characters_of_an_exception_are_escaped(capsys: Stderr) -> None:
