@@ -28,6 +28,7 @@ _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _HINTS = {
     errno.ENOENT: "the folder is not there: it was removed or renamed; put it back, or start the run again",
     errno.ELOOP: "a symbolic link is in the way, and none is followed below the root; remove the link",
+    errno.EEXIST: "a file is where a folder must be; remove it, or give another --root",
     errno.ENOTDIR: "a file or a symbolic link is where a folder must be; remove it",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EFBIG: "a limit on file size was reached (ulimit -f)",

@@ -453,8 +453,9 @@ class TestLosses:
 class TestDisk:
     def test_a_root_that_is_a_file(self, root: Path, make_trainer: Callable[..., Any]) -> None:
         root.write_text("")
-        with pytest.raises(RunDirError, match=str(root)):
+        with pytest.raises(RunDirError, match=str(root)) as caught:
             make_trainer()
+        assert caught.value.hint
 
     @pytest.mark.parametrize("kind", ["file", "folder", "link"])
     def test_a_name_that_is_something_else_already(
