@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from harness.loggers.base import BaseLogger, RunInfo
+from harness.naming.fields import START_FIELDS
 from harness.naming.template import Template
 from harness.run.append_file import AppendFile, FileHealth, cut_lines_after
 from harness.run.placement import check_placement
@@ -42,8 +43,8 @@ class JsonlLogger(BaseLogger):
 
     def __init__(self, metrics: str = METRICS_TEMPLATE, system: str = SYSTEM_TEMPLATE) -> None:
         self._templates = (
-            check_placement(Template.compile(metrics, option="jsonl metrics"), option="jsonl metrics", is_log=True),
-            check_placement(Template.compile(system, option="jsonl system"), option="jsonl system", is_log=True),
+            _compile(metrics, option="jsonl metrics"),
+            _compile(system, option="jsonl system"),
         )
         self._files: tuple[_JsonLines, ...] = ()
 
@@ -84,6 +85,11 @@ class JsonlLogger(BaseLogger):
     def file_health(self) -> list[FileHealth]:
         """How the two files fared."""
         return [file.health for file in self._files]
+
+
+def _compile(text: str, *, option: str) -> Template:
+    template = Template.compile(text, option=option, fields=START_FIELDS)
+    return check_placement(template, option=option, is_log=True)
 
 
 class _JsonLines:

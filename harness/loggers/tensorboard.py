@@ -19,6 +19,7 @@ from harness.loggers.event_wire import (
     session_start_event,
     text_event,
 )
+from harness.naming.fields import START_FIELDS
 from harness.naming.template import Template
 from harness.run.append_file import FileHealth
 from harness.run.placement import check_placement
@@ -46,9 +47,8 @@ class TensorBoardLogger(BaseLogger):
     name = "tensorboard"
 
     def __init__(self, folder: str = FOLDER_TEMPLATE) -> None:
-        self._template = check_placement(
-            Template.compile(folder, option="tensorboard folder"), option="tensorboard folder"
-        )
+        template = Template.compile(folder, option="tensorboard folder", fields=START_FIELDS)
+        self._template = check_placement(template, option="tensorboard folder")
         self._file: EventFile | None = None
         self._records: list[bytes] = []
         self._layouts: dict[tuple[str, ...], ScalarLayout] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from harness.loggers.base import BaseLogger, RunInfo
+from harness.naming.fields import START_FIELDS
 from harness.naming.template import Template
 from harness.run.append_file import AppendFile, FileHealth
 from harness.run.placement import check_placement
@@ -33,7 +34,8 @@ class TextLogger(BaseLogger):
     name = "text"
 
     def __init__(self, path: str = TEXT_TEMPLATE, *, metrics_interval_s: float = METRICS_INTERVAL_S) -> None:
-        self._template = check_placement(Template.compile(path, option="text path"), option="text path", is_log=True)
+        template = Template.compile(path, option="text path", fields=START_FIELDS)
+        self._template = check_placement(template, option="text path", is_log=True)
         self._interval_ns = round(metrics_interval_s * NS_PER_S)
         self._file: AppendFile | None = None
         self._lines: list[str] = []

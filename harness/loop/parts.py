@@ -18,7 +18,9 @@ from harness.checkpoint.paths import CheckpointPaths
 from harness.distributed import RankFacts
 from harness.errors import ConfigError
 from harness.loggers.base import Logger
+from harness.loggers.jsonl import JsonlLogger
 from harness.loggers.registry import make_logger
+from harness.loggers.text import TextLogger
 from harness.loop.options import ALWAYS_ON, SessionOptions
 from harness.naming.fields import slug
 from harness.naming.run_name import NameGenerator, ResolvedName, resolve_run_name
@@ -98,7 +100,10 @@ def _make_loggers(options: SessionOptions) -> tuple[Logger, ...]:
     twice = {spec for spec in asked if isinstance(spec, str) and asked.count(spec) > 1}
     if twice:
         raise ConfigError(f"logger {sorted(twice)[0]!r} is given twice", hint="name each logger once")
-    return tuple(make_logger(spec) if isinstance(spec, str) else spec for spec in (*ALWAYS_ON, *asked))
+    # One of the user's own takes the place of ours: two would write the same lines to the same files.
+    given = {kind.name for kind in (JsonlLogger, TextLogger) if any(isinstance(spec, kind) for spec in asked)}
+    always = [name for name in ALWAYS_ON if name not in given]
+    return tuple(make_logger(spec) if isinstance(spec, str) else spec for spec in (*always, *asked))
 
 
 def claim(options: SessionOptions, name: ResolvedName) -> RunDirectory:

@@ -114,6 +114,10 @@ REMOTE_FIELDS = frozenset(FIELDS)
 LOCAL_FIELDS = REMOTE_FIELDS - {"remote_file_name"}
 """Fields of a name on the local disk."""
 
+_RANKS = frozenset({"rank", "local_rank", "world_size", "local_world_size", "node_rank"})
+START_FIELDS = _RANKS | {"run_name", "attempt", "date", "time", "hostname"}
+"""Fields that have a value before the first step, for the rest of the attempt."""
+
 
 def slug(text: str) -> str:
     """A text from outside, such as the host's name, as a safe `TEXT` value of at most 64 characters.

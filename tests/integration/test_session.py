@@ -21,6 +21,8 @@ from harness import session
 from harness.capture.recipe import Recipe
 from harness.capture.schedule import Schedule
 from harness.errors import ConfigError, DataError
+from harness.loggers.jsonl import JsonlLogger
+from harness.loggers.text import TextLogger
 from harness.trace.reader import load
 from harness.trace.spans import phase_spans, profiler_steps
 
@@ -187,6 +189,20 @@ def test_log_before_between_and_after_the_steps_goes_to_the_step_that_ended_last
         run.log({"after": 3})
     foo = written()
     assert (foo.by_step("before"), foo.by_step("between"), foo.by_step("after")) == ({0: 1}, {5: 2}, {10: 3})
+
+
+def test_a_logger_with_names_of_its_own_takes_the_place_of_the_one_every_run_has(
+    root: Path, written: Callable[..., Any]
+) -> None:
+    loggers = [JsonlLogger(metrics="{run_name}/mine.jsonl"), TextLogger(path="{run_name}/mine.txt")]
+    with session("foo", root=root, loggers=loggers) as run:
+        for _ in run.steps(BATCHES, "4ba"):
+            run.log({"loss": 1.0})
+    files = {path.name for path in (root / "foo").iterdir()}
+    assert {"mine.jsonl", "mine.txt"} <= files
+    assert not {"metrics-rank0.jsonl", "logs-rank0.txt"} & files
+    times = [line["time"] for line in written().lines("system")]
+    assert len(times) == len(set(times)), "one logger writes it"
 
 
 def test_log_interval_takes_only_its_steps(root: Path, written: Callable[..., Any]) -> None:

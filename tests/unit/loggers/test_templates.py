@@ -25,6 +25,7 @@ from harness.loggers.text import TextLogger
     [
         ("logs/{run_name}.txt", "does not lie in the directory of the run"),
         ("{run_name}-x/logs.txt", "does not lie in the directory of the run"),
+        ("{run_name}/{batch}.txt", "field '{batch}' has no value here"),
         ("{run_name}/run.json", "is a file of the harness's own"),
         ("{run_name}/steps-rank{rank}.jsonl", "is a file of the harness's own"),
     ],
