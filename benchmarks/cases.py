@@ -9,8 +9,10 @@ from typing import Any
 
 from recorded import record
 
+from harness.bench.cases import RUN_NAME
 from harness.bench.process import run_in_process
 from harness.bench.spec import CaseResult, CaseSpec
+from harness.run.manifest import read_manifest
 
 
 def record_case(benchmark: Any, spec: CaseSpec, *, processes: int, folder: Path, value: str = "total_us") -> None:
@@ -26,9 +28,24 @@ def record_case(benchmark: Any, spec: CaseSpec, *, processes: int, folder: Path,
 
     def measure() -> Mapping[str, float]:
         with TemporaryDirectory(dir=folder) as root:
-            return figures(run_in_process(spec, root=Path(root)))
+            result = run_in_process(spec, root=Path(root))
+            if spec.loop != "bare":
+                check_health(Path(root) / RUN_NAME)
+            return figures(result)
 
     record(benchmark, measure, value=value, rounds=processes)
+
+
+def check_health(directory: Path) -> None:
+    """See that nothing went wrong: a logger that failed, or was left behind at the end, costs less than one that works.
+
+    Args:
+        directory: Of a measured run.
+    """
+    manifest = read_manifest(directory / "run.json")
+    assert manifest.status == "finished", manifest.status
+    ill = {name: health for name, health in manifest.health["loggers"].items() if health["errors"] or health["hung"]}
+    assert not ill, f"loggers that failed: {ill}"
 
 
 def figures(result: CaseResult) -> dict[str, float]:

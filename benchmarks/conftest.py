@@ -18,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--steps", type=int, default=4000, metavar="N", help="steps counted in each of them [default: 4000]"
     )
+    group.addoption(
+        "--million-steps", action="store_true", help="also log for a million steps, which takes ten minutes"
+    )
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ def test_ls_of_1000_runs(benchmark: Any, tmp_path: Path) -> None:
     record_process(benchmark, command)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("loop", ["session", "trainer"])
 def test_time_to_the_first_step(benchmark: Any, tmp_path: Path, processes: int, loop: str) -> None:
     """What a first step comes later than in a script without the harness; the two scripts take turns."""
