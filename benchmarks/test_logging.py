@@ -73,7 +73,7 @@ def test_tensors(benchmark: Any, tmp_path: Path, processes: int, steps: int, num
 def test_number_of_steps(benchmark: Any, request: pytest.FixtureRequest, tmp_path: Path, num_steps: int) -> None:
     """Whether a long run costs more a step than a short one: a scalar each step to JSONL, text and TensorBoard.
 
-    `max_rss_bytes` holds the readings of the measurement itself, about 300 bytes a step.
+    `max_rss_bytes` holds the readings of the measurement itself too, some hundreds of bytes a step.
     """
     if num_steps == A_MILLION and not request.config.getoption("--million-steps"):
         pytest.skip("a million steps take ten minutes: give --million-steps")
