@@ -50,7 +50,7 @@ class Recorder:
     stores what began when.
     """
 
-    __slots__ = ("_append", "_block", "_stack", "_suspended", "annotator", "blocks", "on_overflow", "phases")
+    __slots__ = ("_append", "_block", "_marks", "_stack", "_suspended", "annotator", "blocks", "on_overflow", "phases")
 
     def __init__(self, phases: PhaseTable) -> None:
         self.phases = phases
@@ -82,7 +82,7 @@ class Recorder:
     def suspend_step(self) -> None:
         """The loop's body was left: the step ends here, unless it turns out that an exception ended it."""
         self._stack.clear()
-        self._suspended = (len(self._block.marks), perf_counter_ns())
+        self._suspended = (len(self._marks), perf_counter_ns())
         if self.annotator is not None:
             self.annotator.close()
             self.annotator = None
@@ -93,12 +93,12 @@ class Recorder:
         index, now_ns = self._suspended
         # Before the marks made since: they lie between two steps. The reader has taken none of them, as the step
         # before this one was the last that ended.
-        self._block.marks[index:index] = (STEP_END, now_ns)
+        self._marks[index:index] = (STEP_END, now_ns)
         self._suspended = None
 
     def roll(self) -> None:
         """Begin a new block if this one is full; called between two steps, now and then."""
-        if len(self._block.marks) > BLOCK_MARKS:
+        if len(self._marks) > BLOCK_MARKS:
             self._block.closed = True
             self._new_block()
             if len(self.blocks) > MAX_BLOCKS and self.on_overflow is not None:
@@ -118,19 +118,19 @@ class Recorder:
     @property
     def current(self) -> int:
         """The phase that time goes to now."""
-        marks = self._block.marks
+        marks = self._marks
         what = marks[-2] if marks else BETWEEN
         return DATA if what == STEP_BEGIN else max(what, BETWEEN)
 
     @property
     def waits_for_data(self) -> bool:
         """Whether a step was begun and its batch is not there yet."""
-        marks = self._block.marks
+        marks = self._marks
         return bool(marks) and marks[-2] == STEP_BEGIN
 
     def last_step_ns(self) -> int:
         """How long the last step took, or has taken so far; 0 where a new block was begun since."""
-        marks = self._block.marks
+        marks = self._marks
         for at in range(len(marks) - 2, -1, -2):
             if marks[at] == STEP_BEGIN:
                 ends = (marks[i + 1] for i in range(at + 2, len(marks), 2) if marks[i] in (STEP_END, STEP_ABORT))
@@ -145,7 +145,8 @@ class Recorder:
 
     def _new_block(self) -> None:
         self._block = Block()
-        self._append = self._block.marks.append
+        self._marks = self._block.marks
+        self._append = self._marks.append
         self.blocks.append(self._block)
 
 
@@ -158,10 +159,27 @@ class Phase:
         self._recorder = recorder
         self._number = number
 
+    # Both are `enter` and `leave` written out for the usual case: four functions less that a step has made cold.
+
     def __enter__(self) -> None:
-        self._recorder.enter(self._number)
+        recorder = self._recorder
+        marks = recorder._marks
+        if recorder.annotator is not None or not marks or marks[-2] < BETWEEN:
+            recorder.enter(self._number)
+            return
+        recorder._stack.append(marks[-2])
+        append = recorder._append
+        append(self._number)
+        append(perf_counter_ns())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._recorder.leave()
+        recorder = self._recorder
+        stack = recorder._stack
+        if recorder.annotator is not None or not stack:
+            recorder.leave()
+            return
+        append = recorder._append
+        append(stack.pop())
+        append(perf_counter_ns())
