@@ -33,6 +33,7 @@ from harness.run.durable import write_atomically
 from harness.run.manifest import RunFacts
 from harness.run.manifest_file import EndStatus, ManifestFile
 from harness.run.provenance import git_state, versions
+from harness.timeline.phases import BETWEEN, CAPTURE, CHECKPOINT
 from harness.timeline.step_file import StepFile
 from harness.trace.steps import read_steps
 from harness.units import NS_PER_S
@@ -147,9 +148,11 @@ class Attempt:
         guard = partial(_guarded, failures)
         guard("the run", self._session.directory.check_in_place)
         if error is None or (isinstance(error, Exception) and not in_step):
-            guard("the last checkpoint", self.saver.save_last)
-        self.capture.cut(_cut_reason(status, error, self._session.stop_reason))
+            guard("the last checkpoint", self._save_last)
         self._session.recorder.annotator = None
+        self._session.recorder.mark(CAPTURE)
+        self.capture.cut(_cut_reason(status, error, self._session.stop_reason))
+        self._session.recorder.mark(BETWEEN)
         guard("the traces", self._wait_for_traces)
         guard("the system sampler", self.sampler.close)
         self.fanout.commit(self._session.timestamp.batch)
@@ -167,6 +170,13 @@ class Attempt:
         guard("run.json", lambda: self.manifest.end_attempt(end_status, text))
         if failures and error is None:
             raise failures[0]
+
+    def _save_last(self) -> None:
+        self._session.recorder.mark(CHECKPOINT)
+        try:
+            self.saver.save_last()
+        finally:
+            self._session.recorder.mark(BETWEEN)
 
     def _wait_for_traces(self) -> None:
         self._list_traces(self.capture.wait(on_progress=lambda line: _log.info("%s", line)))

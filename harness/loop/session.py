@@ -25,7 +25,7 @@ from harness.loop.streams import announce, occupy_closed_streams, say
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
 from harness.run.manifest_file import EndStatus
-from harness.timeline.phases import LOGGERS, OTHER, PhaseTable
+from harness.timeline.phases import CHECKPOINT, LOGGERS, OTHER, PhaseTable
 from harness.timeline.recorder import Phase, Recorder
 from harness.units import Duration
 
@@ -250,7 +250,11 @@ class Session:
             ConfigError: The session is not open or has no `state`.
             CheckpointError: It cannot be written; earlier checkpoints are as they were.
         """
-        self.saver.save()
+        self.recorder.enter(CHECKPOINT)
+        try:
+            self.saver.save()
+        finally:
+            self.recorder.leave()
 
     @property
     def saver(self) -> Saver:

@@ -85,8 +85,10 @@ class Stepper:
 
     def _leave(self, reason: str) -> None:
         """What comes after the loop is no part of its last window, and whatever is logged there is taken."""
-        self._capture.cut(reason, step_in_progress=False)
         self._recorder.annotator = None
+        self._recorder.mark(CAPTURE)
+        self._capture.cut(reason, step_in_progress=False)
+        self._recorder.mark(BETWEEN)
         self._session.log_now = True
 
     def settle(self, *, failed: bool) -> None:
@@ -103,6 +105,7 @@ class Stepper:
             self._fanout.drop_staged()
             return
         self._recorder.end_suspended_step()
+        self._recorder.mark(LOOP)
         (batch,), count_tokens = left, self._plan.count_tokens
         self._ts.end_batch(self._plan.count_samples(batch), 0 if count_tokens is None else count_tokens(batch))
         step = self._ts.batch

@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 STEP_BEGIN: Final = -1
 """A step begins, in phase `data`."""
 STEP_END: Final = -2
-"""The step is over; until the next STEP_BEGIN the time is between steps."""
+"""The step is over; until the next mark the loop does what it does between two steps."""
 STEP_ABORT: Final = -3
 """The step that was begun never was: the dataloader had no batch left, or its body raised."""
 
@@ -52,6 +52,13 @@ HARNESS_PARTS: Final = {LOOP: "loop", LOGGERS: "loggers", CHECKPOINT: "checkpoin
 MAX_PHASES: Final = 64
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,48}")
 _RESERVED = frozenset({"between", "step", "time", "epoch", "capture", "harness", *HARNESS_PARTS.values()})
+
+
+def phase_after(what: int) -> int:
+    """The phase that begins with a mark."""
+    if what == STEP_BEGIN:
+        return DATA
+    return LOOP if what == STEP_END else max(what, BETWEEN)
 
 
 class PhaseTable:

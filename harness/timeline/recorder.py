@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Protocol
 
-from harness.timeline.phases import BETWEEN, DATA, STEP_ABORT, STEP_BEGIN, STEP_END, PhaseTable
+from harness.timeline.phases import BETWEEN, DATA, STEP_ABORT, STEP_BEGIN, STEP_END, PhaseTable, phase_after
 
 BLOCK_MARKS = 8192
 """Integers in a block before a new one is begun: about 500 steps."""
@@ -92,8 +92,8 @@ class Recorder:
         assert self._suspended is not None, "no step was suspended"
         index, now_ns = self._suspended
         # Before the marks made since: they lie between two steps. The reader has taken none of them, as the step
-        # before this one was the last that ended.
-        self._marks[index:index] = (STEP_END, now_ns)
+        # before this one was the last that ended. What follows is the user's own time.
+        self._marks[index:index] = (STEP_END, now_ns, BETWEEN, now_ns)
         self._suspended = None
 
     def roll(self) -> None:
@@ -119,8 +119,7 @@ class Recorder:
     def current(self) -> int:
         """The phase that time goes to now."""
         marks = self._marks
-        what = marks[-2] if marks else BETWEEN
-        return DATA if what == STEP_BEGIN else max(what, BETWEEN)
+        return phase_after(marks[-2]) if marks else BETWEEN
 
     @property
     def waits_for_data(self) -> bool:
@@ -140,7 +139,7 @@ class Recorder:
     def _annotate(self, annotator: Annotator, what: int) -> None:
         labels = self.phases.labels
         # A phase that another one interrupts stays open around it: what the user opened in it must not stick out.
-        shown = [labels[phase] for phase in (*self._stack, DATA if what == STEP_BEGIN else max(what, BETWEEN))]
+        shown = [labels[phase] for phase in (*self._stack, phase_after(what))]
         annotator.switch(*[label for label in shown if label is not None])
 
     def _new_block(self) -> None:

@@ -101,7 +101,7 @@ class StepFile:
         self._carry = marks[-1:].copy()
         duration = np.diff(when)
         step_of, begins = _assign_steps(what)
-        phase = np.maximum(np.where(what == ph.STEP_BEGIN, ph.DATA, what), ph.BETWEEN)[:-1]
+        phase = _phases_after(what)[:-1]
         inside = step_of[:-1] != _NO_STEP
         between = ~inside
         if between.any():
@@ -171,6 +171,12 @@ def _to_us(ns: IntArray) -> list[float]:
     """Nanoseconds as microseconds with one decimal, the resolution of the step file."""
     us: list[float] = ((ns + 50) // 100 / 10).tolist()
     return us
+
+
+def _phases_after(what: IntArray) -> IntArray:
+    """The phase that begins with each mark."""
+    begun = np.where(what == ph.STEP_BEGIN, ph.DATA, what)
+    return np.maximum(np.where(what == ph.STEP_END, ph.LOOP, begun), ph.BETWEEN)
 
 
 def _last_end(what: IntArray) -> int:

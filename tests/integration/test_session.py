@@ -493,6 +493,22 @@ class TestCheckpoints:
                     raise ZeroDivisionError
         assert written().checkpoints() == []
 
+    @pytest.mark.parametrize("saves_itself", [True, False], ids=["in-a-step", "at-the-end"])
+    def test_a_checkpoint_that_no_interval_asked_for_is_in_the_account(
+        self, saves_itself: bool, root: Path, written: Callable[..., Any]
+    ) -> None:
+        state = {"model": torch.nn.Linear(2, 2)}
+        with session("foo", root=root, state=state, save_interval="100ba") as run:
+            for _ in run.steps(BATCHES, "4ba"):
+                if saves_itself and run.step == 4:
+                    run.save_checkpoint()
+        foo = written()
+        assert len(foo.checkpoints()) == 1 + saves_itself
+        cost = foo.manifest.own_cost
+        assert cost["training_thread_ns"]["checkpoint"] > 100_000
+        # By far the longest part of a run of four steps that do nothing; before, it was nobody's.
+        assert cost["training_thread_ns"]["checkpoint"] > 0.5 * cost["training_ns"]
+
     def test_save_checkpoint_saves_now_and_not_twice(self, root: Path, written: Callable[..., Any]) -> None:
         model = torch.nn.Linear(1, 1)
         with session("foo", root=root, state={"model": model}, save_interval="1ep") as run:

@@ -138,6 +138,33 @@ def test_evaluation_is_beside_the_step_and_time_between_steps_is_in_none(clock: 
     assert written.file.totals.between_ns[ph.CHECKPOINT] == 30_000
 
 
+def test_what_the_loop_does_between_two_steps_is_its_own(clock: Clock) -> None:
+    written = Written()
+    _step(written.recorder, clock)
+    clock.after_us(3)  # no mark: from the end of a step to the beginning of the next
+    _step(written.recorder, clock)
+    assert [line["step_us"] for line in written.lines()] == [72, 72]
+    assert written.file.totals.between_ns[ph.LOOP] == 3_000
+    assert written.file.totals.in_steps_ns[ph.LOOP] == 2 * 1_000
+
+
+def test_what_follows_a_step_that_was_left_by_break_is_the_users(clock: Clock) -> None:
+    written = Written()
+    recorder = written.recorder
+    recorder.mark(ph.STEP_BEGIN)
+    clock.after_us(5)
+    recorder.suspend_step()
+    clock.after_us(100)
+    recorder.end_suspended_step()
+    clock.after_us(40)
+    recorder.mark(ph.LOOP)
+    clock.after_us(2)
+    recorder.mark(ph.BETWEEN)
+    assert [line["step_us"] for line in written.lines()] == [5]
+    assert written.file.totals.between_ns[ph.LOOP] == 2_000
+    assert written.file.totals.between_ns[ph.BETWEEN] == 140_000
+
+
 def test_phases_nest_and_each_nanosecond_belongs_to_the_innermost(clock: Clock) -> None:
     written = Written()
     recorder = written.recorder
