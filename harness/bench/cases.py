@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import itertools
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.bench.interleaved import InterleavingLoader, TrainedParts, settle_garbage
+from harness.bench.interleaved import InterleavingLoader, TrainedParts, settle_garbage, trimmed_mean
+from harness.bench.material import first_batches, twin_of
 from harness.bench.measured import Measured
 from harness.bench.spec import IDLE, CaseResult, CaseSpec, Ledger, Loop
 from harness.capture.recipe import Recipe
 from harness.capture.schedule import Schedule
 from harness.loop.attempt import Attempt
-from harness.loop.cost import OwnCost
 from harness.loop.session import session
+from harness.timeline.phases import LOOP
+from harness.trace.steps import read_steps
 from harness.trainer.batch import forward_for, loss_for
 from harness.trainer.callback import Callback
 from harness.trainer.setup import seed_everything
 from harness.trainer.trainer import Trainer
+from harness.units import Duration, DurationUnit
 from harness.workloads.load import load_workload
 
-MAX_BATCHES = 64
-"""Batches that are read from the dataloader before anything is measured; the loops go round them."""
 RUN_NAME = "bench"
 _NEVER = 1_000_000_000
 _WINDOWS = Schedule(wait=12, warmup=2, active=10, repeat=0)
@@ -55,10 +55,13 @@ def run_case(spec: CaseSpec, root: Path) -> CaseResult:
     measured = case.loader.result(clocked_ns=cost.threads_cpu_ns["system"] if cost is not None else 0)
     return CaseResult(
         measured=measured,
-        ledger=_ledger(cost, measured, case.num_steps) if cost is not None else None,
+        ledger=_ledger(attempt, case, measured, root) if attempt is not None else None,
         same_weights=case.bare.same_weights_as(case.subject) if window_step_us is None else None,
         window_step_us=window_step_us,
         save_us=_save_us(attempt) if attempt is not None else None,
+        window=case.loader.paused(),
+        apart=case.loader.apart(),
+        health=attempt.health() if attempt is not None else {},
         written_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink()),
         max_rss_bytes=_max_rss_bytes(),
     )
@@ -70,8 +73,8 @@ class _Case:
     def __init__(self, spec: CaseSpec) -> None:
         seed_everything(spec.seed)
         workload = load_workload(spec.workload, spec.workload_options)
-        batches = list(itertools.islice(iter(workload.train_dataloader), MAX_BATCHES))
-        model, twin = workload.model.train(), copy.deepcopy(workload.model).train()
+        batches = first_batches(workload.train_dataloader)
+        model, twin = workload.model.train(), twin_of(workload.model, spec.workload).train()
         self.spec = spec
         self.num_steps = spec.warmup_steps + spec.num_steps
         self.recipe = _recipe(spec.profile)
@@ -85,8 +88,13 @@ class _Case:
             for each in (model, twin)
         )
         self.loader = InterleavingLoader(
-            self.bare, itertools.cycle(batches), warmup_steps=spec.warmup_steps, pauses=self._pauses()
+            self.bare,
+            itertools.cycle(batches),
+            warmup_steps=spec.warmup_steps,
+            pauses=self._pauses(),
+            apart=self._apart(),
         )
+        self.get_num_samples, self.get_num_tokens = workload.get_num_samples, workload.get_num_tokens
         self.metrics = _metrics(spec)
 
     def options(self, root: Path) -> dict[str, Any]:
@@ -101,6 +109,18 @@ class _Case:
             "save_interval": spec.save_interval,
             **spec.trainer_options,
         }
+
+    def _apart(self) -> Set[int]:
+        """Steps with which a window ends, or after which a checkpoint is saved."""
+        apart: set[int] = set()
+        if self.recipe is not None and self.recipe.schedule is not None and self.spec.profile != IDLE:
+            windows = itertools.takewhile(lambda one: one.last_active <= self.num_steps, self.recipe.schedule.windows())
+            apart.update(window.last_active for window in windows)
+        if self.spec.save_interval is not None:
+            every = Duration.parse(self.spec.save_interval, option="save_interval")
+            if every.unit is DurationUnit.BATCH:
+                apart.update(range(int(every.value), self.num_steps + 1, int(every.value)))
+        return apart
 
     def _pauses(self) -> Callable[[], bool] | None:
         """Whether the next step is in a window or next to one, for a recipe whose windows come."""
@@ -155,7 +175,12 @@ def _run_session(case: _Case, root: Path) -> Attempt:
     takes_first = parts.forward is None
     state = {"model": parts.model, "optimizer": optimizer}
     with session(state=state, **case.options(root)) as run:
-        for batch in run.steps(case.loader, max_duration=f"{case.num_steps}ba"):
+        for batch in run.steps(
+            case.loader,
+            max_duration=f"{case.num_steps}ba",
+            get_num_samples=case.get_num_samples,
+            get_num_tokens=case.get_num_tokens,
+        ):
             with run.phase("forward"):
                 inputs = batch[0] if takes_first and isinstance(batch, (tuple, list)) else batch
                 loss = loss_of(model(inputs), batch)
@@ -178,6 +203,8 @@ def _run_trainer(case: _Case, root: Path) -> Attempt:
         optimizers=case.subject.optimizer,
         device="cpu",
         callbacks=_callbacks(case),
+        get_num_samples=case.get_num_samples,
+        get_num_tokens=case.get_num_tokens,
         **case.options(root),
     )
     trainer.fit()
@@ -205,10 +232,15 @@ def _callbacks(case: _Case) -> list[Callback]:
     return [found]
 
 
-def _ledger(cost: OwnCost, measured: Measured, num_steps: int) -> Ledger:
+def _ledger(attempt: Attempt, case: _Case, measured: Measured, root: Path) -> Ledger:
+    cost, num_steps = attempt.own_cost(), case.num_steps
     clocked_ns = cost.threads_cpu_ns["system"]
     threads_ns = sum(cost.threads_cpu_ns.values()) - clocked_ns * (1 - measured.measured_share)
+    steps = read_steps(root / RUN_NAME / "steps-rank0.jsonl")
+    is_typical = (steps.step > case.spec.warmup_steps) & (steps.capture == 0)
+    between_us = attempt.step_file.totals.between_ns[LOOP] / num_steps / 1e3
     return Ledger(
+        typical_thread_us=trimmed_mean(steps.phases["harness"][is_typical]) + float(between_us),
         thread_us=sum(cost.training_thread_ns.values()) / num_steps / 1e3,
         background_us=threads_ns / num_steps / 1e3,
         children_us=sum(cost.children_cpu_ns.values()) / num_steps / 1e3,

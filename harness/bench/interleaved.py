@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness.bench.measured import Measured
+from harness.bench.measured import Aside, Measured
 
 IntArray = npt.NDArray[np.int64]
 TRIM = 0.02
@@ -55,6 +55,8 @@ class InterleavingLoader:
         warmup_steps: Steps that are not counted.
         pauses: Tells before each batch whether the bare loop leaves this step out, for steps during which it would
             be measured too (a recording profiler).
+        apart: Numbers of steps, from 1, that hold something rare (a checkpoint): they are not compared, and have
+            figures of their own.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class InterleavingLoader:
         *,
         warmup_steps: int,
         pauses: Callable[[], bool] | None = None,
+        apart: Container[int] = (),
     ) -> None:
+        self._apart = apart
         self._bare = bare
         self._batches = batches
         self._warmup_steps = warmup_steps
@@ -114,7 +118,7 @@ class InterleavingLoader:
         bare_wall, subject_wall = self._columns(self._wall_ns)
         size = len(bare_cpu)
         assert size > 1, "too few steps to compare"
-        compared = ~np.array(self._paused[self._warmup_steps :][:size])
+        compared = ~(self._paused_steps(size) | self._apart_steps(size))
         share = float(subject_wall.sum() / (bare_wall.sum() + subject_wall.sum()))
         background_ns = max(0.0, used.background_ns - clocked_ns * (1 - share))
         bare = bare_cpu[compared]
@@ -132,8 +136,34 @@ class InterleavingLoader:
     def paused_step_us(self) -> float | None:
         """Median CPU time of the measured loop's steps during which the bare loop paused, in µs; None without any."""
         _, subject = self._columns(self._cpu_ns)
-        paused = np.array(self._paused[self._warmup_steps :][: len(subject)])
+        paused = self._paused_steps(len(subject))
         return float(np.median(subject[paused])) / 1e3 if paused.any() else None
+
+    def paused(self) -> Aside | None:
+        """The measured loop's steps during which the bare loop paused, those apart left out; None without any."""
+        size = len(self._columns(self._cpu_ns)[0])
+        return self._aside(self._paused_steps(size) & ~self._apart_steps(size))
+
+    def apart(self) -> Aside | None:
+        """The measured loop's steps that were to be kept apart; None without any."""
+        return self._aside(self._apart_steps(len(self._columns(self._cpu_ns)[0])))
+
+    def _aside(self, steps: npt.NDArray[np.bool_]) -> Aside | None:
+        if not steps.any():
+            return None
+        compared = ~(self._paused_steps(len(steps)) | self._apart_steps(len(steps)))
+        cpu_us, wall_us = (
+            float(np.median(subject[steps]) - np.median(bare[compared])) / 1e3
+            for bare, subject in (self._columns(self._cpu_ns), self._columns(self._wall_ns))
+        )
+        return Aside(num_steps=int(steps.sum()), thread_us=cpu_us, wall_us=wall_us)
+
+    def _paused_steps(self, size: int) -> npt.NDArray[np.bool_]:
+        return np.array(self._paused[self._warmup_steps :][:size], dtype=np.bool_)
+
+    def _apart_steps(self, size: int) -> npt.NDArray[np.bool_]:
+        first = self._warmup_steps + 1
+        return np.array([number in self._apart for number in range(first, first + size)], dtype=np.bool_)
 
     def _columns(self, readings: list[int]) -> tuple[IntArray, IntArray]:
         """Bare and measured step in ns, those of the warm-up left out. A step that was not ended is left out."""

@@ -31,3 +31,15 @@ class Measured:
     def total_us(self) -> float:
         """All threads and children together."""
         return self.thread_us + self.background_us + self.children_us
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aside:
+    """Steps of the measured loop that were kept out of the comparison. Times in µs, more than the median bare step."""
+
+    num_steps: int
+    """How many there were."""
+    thread_us: float
+    """Median of what such a step takes more, CPU time of the training thread."""
+    wall_us: float
+    """Median of what it takes more on the wall clock."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.bench.measured import Measured
+from harness.bench.measured import Aside, Measured
 
 Loop = Literal["bare", "session", "trainer"]
 IDLE = "idle"
@@ -57,6 +57,9 @@ class Ledger:
     """CPU time of the harness's threads, the sampler scaled as in `Measured`."""
     children_us: float
     """CPU time of child processes."""
+    typical_thread_us: float
+    """`thread_us` of a typical step: the outer 2 % of the counted steps left out at either end, as in `Measured`, and
+    with them most of the time in which something else had the processor. Without checkpoints and windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,12 @@ class CaseResult:
     """Median CPU time of a step inside a capture window, where the recipe opened some."""
     save_us: float | None
     """Wall time of the training thread for one checkpoint, where some were saved, from the run's own account."""
+    window: Aside | None
+    """Steps inside capture windows, the last one of each left out, where the recipe opened some."""
+    apart: Aside | None
+    """Steps after which a checkpoint was saved, or with which a capture window ended."""
+    health: dict[str, Any]
+    """How the run's parts fared, as in its `run.json`; empty for the bare loop."""
     written_bytes: int
     """Size of everything in the run directory at the end."""
     max_rss_bytes: int

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Protocol
 
-from harness.timeline.phases import BETWEEN, DATA, STEP_ABORT, STEP_BEGIN, STEP_END, PhaseTable, phase_after
+from harness.timeline.phases import BETWEEN, STEP_ABORT, STEP_BEGIN, STEP_END, PhaseTable, phase_after
 
 BLOCK_MARKS = 8192
 """Integers in a block before a new one is begun: about 500 steps."""

@@ -39,7 +39,7 @@ BESIDE = {
 MAY_ALSO_IMPORT = {
     "capture": {"trace"},
     "loop": {"trace", "report"},
-    "bench": {"intervals", "models", "workloads"},
+    "bench": {"intervals", "models", "trace", "workloads"},
     "cli": {"intervals", "trace", "report", "models", "workloads"},
 }
 """What the layers may import of the packages beside them."""
