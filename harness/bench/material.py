@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,20 +16,22 @@ MAX_BATCHES = 64
 """Batches that are read from the dataloader before anything is measured; the loops go round them."""
 MAX_BATCH_BYTES = 256 << 20
 """What they may take in memory."""
+MAX_LOAD_S = 5.0
+"""How long a slow dataloader is asked for more of them."""
 
 
 def first_batches(loader: Iterable[Any]) -> list[Any]:
-    """The batches that the loops go round: as many as `MAX_BATCHES` and `MAX_BATCH_BYTES` allow, at least one.
+    """The batches that the loops go round: as many as the limits above allow, at least one.
 
     Raises:
         DataError: There is none.
     """
     batches: list[Any] = []
-    num_bytes = 0
+    num_bytes, begin_s = 0, time.monotonic()
     for batch in itertools.islice(iter(loader), MAX_BATCHES):
         batches.append(batch)
         num_bytes += _num_bytes(batch)
-        if num_bytes > MAX_BATCH_BYTES:
+        if num_bytes > MAX_BATCH_BYTES or time.monotonic() - begin_s > MAX_LOAD_S:
             break
     if not batches:
         raise DataError("the dataloader yielded no batch", hint="check the dataset's size and drop_last")

@@ -14,6 +14,7 @@ import click
 import click.utils
 
 from harness import __version__
+from harness.cli.bench import bench
 from harness.cli.errors import tell
 from harness.cli.ls import ls
 from harness.cli.profiles import profiles
@@ -38,7 +39,7 @@ def harness() -> None:
     """
 
 
-for command in (train, profile, ls, show, profiles, tensorboard):
+for command in (train, profile, ls, show, profiles, tensorboard, bench):
     harness.add_command(command)
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 import click
 
 from harness.cli.terminal import StdoutError, say
-from harness.errors import HarnessError, RunDirExistsError, WorkloadError
+from harness.errors import BenchError, HarnessError, RunDirExistsError, WorkloadError
 
 USAGE = 2
 RUN_FAILED = 3
@@ -31,8 +31,12 @@ _CALLERS = (importlib.__file__, *(str(_PACKAGE / "workloads" / name) for name in
 """What stands between the command and the code of a workload."""
 
 
-class FailedRunError(Exception):
-    """A training ended with an exception, its `__cause__`.
+class FailedTrainingError(Exception):
+    """A training ended with an exception, its `__cause__`; the text says what that means."""
+
+
+class FailedRunError(FailedTrainingError):
+    """A run that stays on the disk failed.
 
     Args:
         run_name: The run.
@@ -40,9 +44,7 @@ class FailedRunError(Exception):
     """
 
     def __init__(self, run_name: str, directory: str) -> None:
-        super().__init__(f"run {run_name} failed")
-        self.run_name = run_name
-        self.directory = directory
+        super().__init__(f"run {run_name} failed; what it wrote until then is in {directory}")
 
 
 def tell(error: BaseException) -> int:
@@ -57,9 +59,10 @@ def tell(error: BaseException) -> int:
         return _tell_usage(error)
     if isinstance(error, HarnessError):
         _tell_harness_error(error)
-        return USAGE  # what ends a training is a FailedRunError
-    if isinstance(error, FailedRunError):
-        return _tell_failed_run(error)
+        # What ends a training is a FailedTrainingError.
+        return RUN_FAILED if isinstance(error, BenchError) else USAGE
+    if isinstance(error, FailedTrainingError):
+        return _tell_failed_training(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         say("interrupted")
         return INTERRUPTED
@@ -96,7 +99,7 @@ def _tell_harness_error(error: HarnessError) -> None:
         say("hint: with make they are RESUME=1, OVERWRITE=1 and RUN=another-name")
 
 
-def _tell_failed_run(error: FailedRunError) -> int:
+def _tell_failed_training(error: FailedTrainingError) -> int:
     cause = error.__cause__
     if isinstance(cause, HarnessError):
         if cause.__cause__ is not None and not _is_raised_by_us(cause.__cause__):
@@ -104,7 +107,7 @@ def _tell_failed_run(error: FailedRunError) -> int:
         _tell_harness_error(cause)
     elif cause is not None:
         _say_traceback(cause)
-    say(f"error: run {error.run_name} failed; what it wrote until then is in {error.directory}")
+    say(f"error: {error}")
     return RUN_FAILED
 
 
