@@ -60,7 +60,7 @@ def table_lines(
     yield ""
     yield from render_table(_ACCOUNT_COLUMNS, (_account(row) for row in rows if row.own_account))
     yield ""
-    yield "On the training thread the account lacks up to 10 µs of a step: docs/architecture.md, Own cost."
+    yield "On the training thread the account is a lower bound, often half of it: docs/architecture.md, Own cost."
 
 
 def document(

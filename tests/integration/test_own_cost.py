@@ -53,7 +53,7 @@ def build(in_step: int = 0, in_logger: int = 0):
     return build_tiny()
 """
 OUTSIDE_US = 10.0
-"""What the account may lack of a step on the training thread: docs/architecture.md, "Own cost"."""
+"""What the account may lack of the tiny MLP's step on the training thread: docs/architecture.md, "Own cost"."""
 NOISE_US = 15.0
 """What medians of a few processes may be off on a machine that others use; 50 is planted."""
 NUM_PROCESSES = 3
