@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.bench.interleaved import Aside, Measured
+from harness.bench.measured import Aside, Measured
 from harness.bench.spec import CaseResult, CaseSpec
 from harness.bench.suite import RECORDER, Case, Row
 from harness.intervals import Interval, difference_interval, median_interval

@@ -139,7 +139,9 @@ class Recorder:
     def _annotate(self, annotator: Annotator, what: int) -> None:
         labels = self.phases.labels
         # A phase that another one interrupts stays open around it: what the user opened in it must not stick out.
-        shown = [labels[phase] for phase in (*self._stack, phase_after(what))]
+        # Between two steps no range is open.
+        now = BETWEEN if what == STEP_END else phase_after(what)
+        shown = [labels[phase] for phase in (*self._stack, now)]
         annotator.switch(*[label for label in shown if label is not None])
 
     def _new_block(self) -> None:
