@@ -1,4 +1,4 @@
-"""The bare loop, written by hand: what it differs from the interleaved one is what cannot be told from zero.
+"""The bare loop, written by hand: by how much it differs from the measurement's own is what cannot be told from zero.
 
 TensorBoard through `torch.utils.tensorboard.SummaryWriter`, the profiler as torch's documentation shows it.
 """

@@ -22,7 +22,9 @@ class TrainedWorkload:
     spec: str
     """As `harness train --workload`."""
     warmup_steps: int
-    """Steps before those that count."""
+    """Steps before those that count; whole blocks."""
+    block_steps: int
+    """Steps that one loop makes until it is the other's turn."""
     num_steps: int
     """Steps of each loop that count, unless the user says otherwise."""
 
@@ -37,8 +39,8 @@ FRAMEWORKS = {
     "transformers": Framework(module="hf_trainer", title="transformers Trainer"),
 }
 WORKLOADS = {
-    "tiny": TrainedWorkload(spec="harness.bench.tiny:build", warmup_steps=300, num_steps=3000),
-    "charlm": TrainedWorkload(spec="charlm", warmup_steps=20, num_steps=200),
+    "tiny": TrainedWorkload(spec="harness.bench.tiny:build", warmup_steps=300, block_steps=20, num_steps=3000),
+    "charlm": TrainedWorkload(spec="charlm", warmup_steps=20, block_steps=4, num_steps=200),
 }
 CASES = ("off", "tensorboard", "profiler-idle")
 

@@ -22,7 +22,7 @@ class SteppedDataLoader(DataLoader[Any]):
     torch's own fetching is in neither of the two loops.
 
     Args:
-        batches: An InterleavingLoader, or a generator around one.
+        batches: A BlockLoader, or a generator around one.
         num_batches: How many there are.
     """
 
@@ -52,4 +52,4 @@ class Setup:
 
 Train = Callable[[Setup], int | None]
 """Each module has `train`: it runs the loop and closes what writes. Returns the CPU ns of threads that work by the
-clock, as `InterleavingLoader.result` wants them; None for none."""
+clock, as `BlockLoader.result` wants them; None for none."""

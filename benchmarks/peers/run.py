@@ -1,4 +1,4 @@
-"""`make benchmark-peers`: what a step costs with other training frameworks, measured as the harness's own is.
+"""`make benchmark-peers`: what a step costs with other training frameworks, and with this one measured as they are.
 
     python benchmarks/peers/run.py [--processes 7] [--framework NAME]... [--output FILE]
 
@@ -109,6 +109,7 @@ def as_document(
         "processes": processes,
         "steps": dict(steps),
         "warmup_steps": {name: WORKLOADS[name].warmup_steps for name in steps},
+        "block_steps": {name: WORKLOADS[name].block_steps for name in steps},
         "confidence": CONFIDENCE,
         "frameworks": [
             {"name": name, "title": FRAMEWORKS[name].title, "version": version}
