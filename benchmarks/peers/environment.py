@@ -47,9 +47,19 @@ def make(venv: Path = VENV) -> Path:
 
 
 def contents(python: Path) -> tuple[str, dict[str, str]]:
-    """The version of an interpreter, and those of all packages it finds."""
-    found = json.loads(_run([str(python), "-c", _LIST]))
-    return found["python"], dict(sorted(found["versions"].items(), key=lambda item: item[0].lower()))
+    """The version of an interpreter, and those of all packages it finds.
+
+    Raises:
+        BenchError: It is no Python interpreter.
+    """
+    said = _run([str(python), "-c", _LIST])
+    try:
+        found = json.loads(said)
+        return found["python"], dict(sorted(found["versions"].items(), key=lambda item: item[0].lower()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchError(
+            f"{python.name} does not do what a Python interpreter does", hint="give one with --python, or leave it out"
+        ) from error
 
 
 def _check(python: Path) -> None:
@@ -66,7 +76,10 @@ def _check(python: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BenchError(f"{command[0]} cannot be started: {error.strerror}") from error
     if ended.returncode != 0:
         last = "\n".join(ended.stderr.strip().splitlines()[-8:])
         raise BenchError(

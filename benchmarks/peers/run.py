@@ -51,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     cells = [Cell(*names) for names in product(options.framework, options.workload, options.case)]
+    git = _git()  # before: measuring takes long enough to commit something else meanwhile
     outcomes = measure_all(cells, python=python, processes=options.processes, steps=options.steps)
     document = {
         "format": 1,
         "date": datetime.now(UTC).date().isoformat(),
-        "git": _git(),
+        "git": git,
         "machine": {**_machine(), "python": python_version},
         "versions": packages,
         **as_document(outcomes, processes=options.processes, steps=options.steps),
@@ -223,6 +224,8 @@ def _file(text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"the folder of {text!r} cannot be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the folder of {text!r} cannot be written to")
     return path
 
 
