@@ -7,7 +7,9 @@ loop is disturbed by its own threads alone, and before each block the process wa
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ from harness.bench.interleaved import IntArray, Measured, settle_garbage, trimme
 _LEAD_PART = 10
 """The first tenth of each block does not count: after waiting the caches are cold, for a framework's code most."""
 _LOOK_S = 0.001
-_MAX_LOOKS = 50
-_IDLE_NS = 20_000
+_MAX_LOOKS = 100
+_TASKS = "/proc/self/task"
+_WORKING = ("R", "D")
+"""States of a thread in `/proc`: running or about to, and waiting for a disk."""
 
 
 class BlockLoader:
@@ -141,14 +145,28 @@ def _cpu_and_wall(readings: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def wait_until_idle() -> None:
-    """Wait until no other thread of the process works, at most some 50 ms."""
-    before_ns = _Usage.now().background_ns
+    """Wait until no other thread of the process has anything to do, at most some 100 ms.
+
+    Asks the system for their state. CPU time that stands still says nothing on a busy machine: a thread that waits for
+    a processor uses none, and goes on in the middle of the next step.
+    """
     for _ in range(_MAX_LOOKS):
         time.sleep(_LOOK_S)
-        now_ns = _Usage.now().background_ns
-        if now_ns - before_ns < _IDLE_NS:
+        if not _others_work():
             return
-        before_ns = now_ns
+
+
+def _others_work() -> bool:
+    own = str(threading.get_native_id())
+    return any(_state(task) in _WORKING for task in os.listdir(_TASKS) if task != own)  # noqa: PTH208  quicker
+
+
+def _state(task: str) -> str:
+    try:
+        with open(f"{_TASKS}/{task}/stat", "rb") as file:  # noqa: PTH123  quicker
+            return file.read().rpartition(b") ")[2][:1].decode()
+    except OSError:
+        return ""  # it has ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
     python benchmarks/peers/run.py [--processes 7] [--framework NAME]... [--output FILE]
 
 Each measurement is a fresh process; the cells of the table take turns, in another order each time. The table goes to
-standard output, everything to a JSON file. Exit codes: 0 all measured, 1 a cell was not or its weights differ from the
-bare loop's, 2 wrong use.
+standard output, everything to a JSON file, which is written after each round of all cells. Exit codes: 0 all measured,
+1 a cell was not or its weights differ from the bare loop's, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -38,7 +38,7 @@ _TIMEOUT_S = 600
 _SEED = 3
 _CHOICES: Mapping[str, Iterable[str]] = {"framework": FRAMEWORKS, "workload": WORKLOADS, "case": CASES}
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
-_FOLDERS = re.compile(r"(?<![\w.~-])~?/(?:[^\s/'\"():]+/)+")
+_FOLDERS = re.compile(r"(?<![\w.~-])(?<!:/)~?/(?!/)(?:[^\s/'\"():]+/)+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,25 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     cells = [Cell(*names) for names in product(options.framework, options.workload, options.case)]
-    git = _git()  # before: measuring takes long enough to commit something else meanwhile
-    outcomes = measure_all(cells, python=python, processes=options.processes, steps=options.steps)
-    document = {
-        "format": 1,
-        "date": datetime.now(UTC).date().isoformat(),
-        "git": git,
-        "machine": {**_machine(), "python": python_version},
-        "versions": packages,
-        **as_document(outcomes, processes=options.processes, steps=options.steps),
-    }
-    write(document, options.output)
+    around = {"format": 1, "date": datetime.now(UTC).date().isoformat(), "git": _git()}
+    around |= {"machine": {**_machine(), "python": python_version}, "versions": packages}
+    document: dict[str, Any] = {}
+    rounds = measure_all(cells, python=python, processes=options.processes, steps=options.steps)
+    for processes, outcomes in enumerate(rounds, start=1):
+        # After each round: what was measured stays, whenever this is interrupted.
+        document = {**around, **as_document(outcomes, processes=processes, steps=options.steps)}
+        write(document, options.output)
     print(as_text(document["rows"]))
     return 0 if all_fine(document["rows"]) else 1
 
 
 def measure_all(
     cells: Sequence[Cell], *, python: Path, processes: int, steps: Mapping[str, int]
-) -> dict[Cell, list[Outcome]]:
-    """Measure each cell in several processes; one that cannot be measured is not tried again."""
+) -> Iterator[dict[Cell, list[Outcome]]]:
+    """Measure each cell in several processes; one that cannot be measured is not tried again.
+
+    Yields:
+        After each round, in which every cell had one process: all that was measured so far.
+    """
     outcomes: dict[Cell, list[Outcome]] = {cell: [] for cell in cells}
     shuffler = random.Random(_SEED)
     for number in range(1, processes + 1):
@@ -79,7 +80,7 @@ def measure_all(
             title = f"round {number} of {processes}, {done + 1} of {len(order)}"
             print(f"{title}: {cell.framework} {cell.workload} {cell.case}", file=sys.stderr, flush=True)
             outcomes[cell].append(measure_one(cell, python=python, num_steps=steps[cell.workload]))
-    return outcomes
+        yield outcomes
 
 
 def measure_one(cell: Cell, *, python: Path, num_steps: int) -> Outcome:
