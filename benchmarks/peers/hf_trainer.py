@@ -7,6 +7,7 @@ its own: a `TrainerCallback` steps one.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import transformers
 from accelerate_loop import prepared
 from peer import NEVER, Setup, SteppedDataLoader
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 VERSION = transformers.__version__
 NOTES = {
@@ -28,7 +29,11 @@ NOTES = {
 
 class _Trainer(Trainer):
     def __init__(self, setup: Setup, **options: Any) -> None:
-        super().__init__(setup.parts.model, optimizers=(setup.parts.optimizer, None), **options)
+        model = setup.parts.model
+        if dataclasses.is_dataclass(config := getattr(model, "config", None)):
+            # It takes a model's `config` for one of its own and writes to it.
+            model.config = PretrainedConfig(**dataclasses.asdict(config))
+        super().__init__(model, optimizers=(setup.parts.optimizer, None), **options)
         self._setup, self._loss = setup, setup.parts.loss
 
     def get_train_dataloader(self) -> Any:
