@@ -16,6 +16,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,8 +105,8 @@ def measure_one(cell: Cell, *, python: Path, num_steps: int) -> Outcome:
         except subprocess.TimeoutExpired:
             return {"failed": f"it did not end within {_TIMEOUT_S} s"}
         if ended.returncode != 0 or not result.is_file():
-            said = ended.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
-            return {"failed": without_folders(f"exit code {ended.returncode}: {said[-1].strip()}")}
+            said = ended.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            return {"failed": without_folders(f"{_ending(ended.returncode)}: {said[-1].strip()}")}
         outcome: dict[str, Any] = json.loads(result.read_text())
     return {"missing": without_folders(outcome["missing"])} if "missing" in outcome else outcome
 
@@ -143,6 +144,11 @@ def write(document: Mapping[str, Any], path: Path) -> None:
 def without_folders(message: str) -> str:
     """One line that names files, but not where they lie on this machine."""
     return _FOLDERS.sub("", " ".join(message.split()))
+
+
+def _ending(returncode: int) -> str:
+    """What a process ended with; somebody else may have ended it."""
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -314,6 +314,14 @@ def test_a_framework_that_cannot_be_imported_is_missing_rather_than_failed(load:
     assert outcome == {"missing": "ModuleNotFoundError: No module named 'ignite'"}
 
 
+def test_a_process_that_somebody_ended_says_so(load: Load, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nkill -TERM $$\n", encoding="utf-8")
+    program.chmod(0o755)
+    outcome = load("run").measure_one(load("cells").Cell("bare", "tiny", "off"), python=program, num_steps=10)
+    assert outcome == {"failed": "signal SIGTERM: it said nothing"}
+
+
 @pytest.fixture
 def measure(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Peers]:
     """Measures the bare loop and the harness for real, with the interpreter of the tests, and reads the file."""
