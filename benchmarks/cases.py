@@ -60,7 +60,7 @@ def figures(result: CaseResult) -> dict[str, float]:
         "wall_us": measured.wall_us,
         "null_us": measured.null_us,
         "added_pct": 100 * measured.total_us / measured.bare_us,
-        "ledger_thread_us": ledger.thread_us if ledger is not None else None,
+        "ledger_thread_us": ledger.typical_thread_us if ledger is not None else None,
         "ledger_background_us": ledger.background_us if ledger is not None else None,
         "window_step_us": result.window_step_us,
         "window_added_us": result.window_step_us - measured.bare_us if result.window_step_us is not None else None,

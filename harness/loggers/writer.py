@@ -19,8 +19,9 @@ from harness.units import NS_PER_S
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 0.25
-"""Between ticks: what a kill -9 may lose at most, and how often the terminal is drawn."""
+INTERVAL_S = 0.5
+"""Between ticks: what a kill -9 may lose at most, and how often the terminal is drawn. A tick's code and data are cold:
+it takes half a millisecond however little there is to write, so that half the ticks cost half of that."""
 HANG_TIMEOUT_S = 10.0
 _POLL_S = 0.0005
 

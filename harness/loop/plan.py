@@ -118,11 +118,13 @@ def count_samples(batch: Any) -> int:
     """Size of the first dimension of the first array in the batch; 0 when it holds none."""
     if type(batch) in (tuple, list) and batch:  # nearly always: spares the look-ups below
         batch = batch[0]
-    while not hasattr(batch, "shape"):
+    shape = getattr(batch, "shape", None)
+    while shape is None:
         if isinstance(batch, (tuple, list)) and batch:
             batch = batch[0]
         elif isinstance(batch, Mapping) and batch:
             batch = next(iter(batch.values()))
         else:
             return 0
-    return int(batch.shape[0]) if len(batch.shape) else 0
+        shape = getattr(batch, "shape", None)
+    return int(shape[0]) if shape else 0

@@ -61,7 +61,9 @@ class Session:
         self.log_now = True
         """Whether metrics logged in the present step are taken (`log_interval`)."""
         self._checked = parts.check(options)
-        self._phases: dict[str, Phase] = {}
+        self._logging = Phase(self.recorder, LOGGERS)
+        # In front of the method of this name: a look-up in a dictionary is no function that a step has made cold.
+        self.phase = _Phases(self.recorder).__getitem__  # type: ignore[method-assign,assignment]
         self._signals = StopSignals(on_stop=self._on_signal)
         self.dead_workers = DeadWorkers(may_raise=lambda: self.recorder.waits_for_data, on_death=self._on_dead_worker)
         self._attempt: Attempt | None = None
@@ -207,10 +209,7 @@ class Session:
         Raises:
             ConfigError: The name has characters a trace label cannot carry, or is reserved.
         """
-        phase = self._phases.get(name)
-        if phase is None:
-            phase = self._phases[name] = Phase(self.recorder, self.recorder.phases.id_of(name))
-        return phase
+        return Phase(self.recorder, self.recorder.phases.id_of(name))
 
     def log(self, metrics: Mapping[str, Any], *, always: bool = False) -> None:
         """Log numbers for the step in progress (`log_interval` permitting), or for the last one between steps.
@@ -225,12 +224,8 @@ class Session:
         """
         if not (self.log_now or always):
             return
-        recorder = self.recorder
-        recorder.enter(LOGGERS)
-        try:
-            self.attempt.fanout.stage(metrics)
-        finally:
-            recorder.leave()
+        with self._logging:
+            (self._attempt or self.attempt).fanout.stage(metrics)
 
     def log_text(self, line: str) -> None:
         """Write a line to the text log and to loggers that take text."""
@@ -269,6 +264,18 @@ class Session:
     def _on_dead_worker(self) -> None:
         # In a signal handler too.
         self.stop_reason = self.stop_reason or WORKER_DIED
+
+
+class _Phases(dict[str, Phase]):
+    """The phases of a session by name, made when they are first asked for."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __missing__(self, name: str) -> Phase:
+        phase = self[name] = Phase(self._recorder, self._recorder.phases.id_of(name))
+        return phase
 
 
 def _is_dead_worker(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -75,27 +76,28 @@ class StepFile:
             final: Also account for the time behind the last step; a step that is still open is given up.
         """
         with self._lock:
-            offset_ns = ClockAnchor.now().offset_ns
-            for marks in self._take(final):
-                self._write_block(np.concatenate([self._carry, marks]), offset_ns)
+            # All blocks at once: an array operation that runs a few times a second is cold and takes 20 to 50 µs.
+            taken = list(self._take(final))
+            if taken:
+                marks = np.fromiter(chain.from_iterable(taken), dtype=np.int64, count=sum(map(len, taken)))
+                self._write_marks(np.concatenate([self._carry, marks.reshape(-1, 2)]), ClockAnchor.now().offset_ns)
 
-    def _take(self, final: bool) -> Iterator[IntArray]:
+    def _take(self, final: bool) -> Iterator[list[int]]:
         blocks: deque[Block] = self._recorder.blocks
         while blocks:
             block = blocks[0]
             closed = block.closed  # read before the marks: none come after it is closed
-            new = block.marks[block.taken : len(block.marks) & ~1]
-            marks = np.fromiter(new, dtype=np.int64, count=len(new)).reshape(-1, 2)
-            if not (closed or final):
-                marks = marks[: _last_end(marks[:, 0]) + 1]
-            block.taken += marks.size
-            if len(marks):
-                yield marks
+            marks = block.marks
+            end = len(marks) & ~1 if closed or final else _end_of_steps(marks, block.taken)
+            new = marks[block.taken : end]
+            block.taken = end
+            if new:
+                yield new
             if not closed:
                 return
             blocks.popleft()
 
-    def _write_block(self, marks: IntArray, offset_ns: int) -> None:
+    def _write_marks(self, marks: IntArray, offset_ns: int) -> None:
         what, when = marks[:, 0], marks[:, 1]
         # The last mark's phase has no end yet; it is carried over to the next block.
         self._carry = marks[-1:].copy()
@@ -117,34 +119,36 @@ class StepFile:
     def _write_steps(self, table: IntArray, start_unix_ns: IntArray) -> None:
         count = len(table)
         numbers = range(self._next_step, self._next_step + count)
-        step_ns = table.sum(axis=1) - table[:, ph.EVAL]
-        columns: dict[str, Sequence[object]] = {
-            "step": numbers,
-            "time": (start_unix_ns / 1e9).round(6).tolist(),
-            "epoch": self._epochs_of(numbers),
-            "step_us": _to_us(step_ns),
-        }
-        columns.update(self._phase_columns(table))
-        columns["capture"] = [self._capture.pop(step, "off") for step in numbers] if self._capture else ["off"] * count
-        row = self._row_type(tuple(columns))
-        lines = self._encoder.encode_lines(list(map(row, *columns.values())))
-        self._write(lines)
+        names, times_ns = self._columns(table)
+        columns: list[Sequence[object]] = [
+            numbers,
+            (start_unix_ns / 1e9).round(6).tolist(),
+            self._epochs_of(numbers),
+            # Microseconds with one decimal, the resolution of the step file.
+            *((times_ns + 50) // 100 / 10).tolist(),
+            [self._capture.pop(step, "off") for step in numbers] if self._capture else ["off"] * count,
+        ]
+        row = self._row_type(("step", "time", "epoch", *names, "capture"))
+        self._write(self._encoder.encode_lines(list(map(row, *columns))))
         self._next_step += count
         self.totals.num_steps += count
-        self.totals.step_ns += int(step_ns.sum())
+        self.totals.step_ns += int(times_ns[0].sum())
         self.totals.in_steps_ns[: table.shape[1]] += table.sum(axis=0)
 
-    def _phase_columns(self, table: IntArray) -> dict[str, Sequence[float]]:
-        harness_ns = table[:, list(ph.HARNESS_PARTS)].sum(axis=1)
-        columns: dict[str, Sequence[float]] = {}
-        for name in _ALWAYS:
-            ns = harness_ns if name == "harness" else table[:, ph.NAMES.index(name)]
-            columns[f"{name}_us"] = _to_us(ns)
+    def _columns(self, table: IntArray) -> tuple[list[str], IntArray]:
+        """Names of the columns of times, and the times, ns, shape (columns, steps); the first is the step's length."""
+        own_parts = list(ph.HARNESS_PARTS)
         used: npt.NDArray[np.bool_] = np.any(table, axis=0)
+        names = [*_ALWAYS]
+        numbers = [ph.NAMES.index(name) if name != "harness" else own_parts[0] for name in _ALWAYS]
         for number, name in enumerate(self._recorder.phases.names):
             if used[number] and name not in _ALWAYS and number not in ph.HARNESS_PARTS and number != ph.BETWEEN:
-                columns[f"{name}_us"] = _to_us(table[:, number])
-        return columns
+                names.append(name)
+                numbers.append(number)
+        times_ns = table.T[[ph.EVAL, *numbers]]
+        times_ns[0] = table.sum(axis=1) - times_ns[0]
+        times_ns[1 + _ALWAYS.index("harness")] = table[:, own_parts].sum(axis=1)
+        return [f"{name}_us" for name in ("step", *names)], times_ns
 
     def _epochs_of(self, numbers: range) -> list[int]:
         epochs: list[int] = []
@@ -167,22 +171,18 @@ class StepFile:
         return row
 
 
-def _to_us(ns: IntArray) -> list[float]:
-    """Nanoseconds as microseconds with one decimal, the resolution of the step file."""
-    us: list[float] = ((ns + 50) // 100 / 10).tolist()
-    return us
-
-
 def _phases_after(what: IntArray) -> IntArray:
     """The phase that begins with each mark."""
     begun = np.where(what == ph.STEP_BEGIN, ph.DATA, what)
     return np.maximum(np.where(what == ph.STEP_END, ph.LOOP, begun), ph.BETWEEN)
 
 
-def _last_end(what: IntArray) -> int:
-    """Where the last step ends, finished or not; -1 if none does."""
-    ends = np.flatnonzero((what == ph.STEP_END) | (what == ph.STEP_ABORT))
-    return int(ends[-1]) if len(ends) else -1
+def _end_of_steps(marks: Sequence[int], start: int) -> int:
+    """Behind the last mark that ends a step, finished or not; `start` if none does from there on."""
+    at = (len(marks) & ~1) - 2
+    while at >= start and marks[at] not in (ph.STEP_END, ph.STEP_ABORT):
+        at -= 2
+    return max(at + 2, start)
 
 
 def _assign_steps(what: IntArray) -> tuple[IntArray, IntArray]:
