@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sides import ROOT, Side
+from sides import Side
 
 COPIED = ("harness", "benchmarks", "profiles", "pyproject.toml")
 _BUSY = """\
@@ -60,14 +60,14 @@ PLANTS = (
 )
 
 
-def plant(plant: Plant | None, folder: Path, *, name: str, like: Side) -> Side:
-    """Copy the working tree into a folder, with an edit or without.
+def plant(plant: Plant | None, source: Side, folder: Path, *, name: str) -> Side:
+    """Copy a side into a folder, with an edit or without.
 
     Args:
         plant: The edit; None for none.
+        source: What is copied.
         folder: Emptied before.
         name: `base` or `new`.
-        like: What the tree is, for the report.
 
     Raises:
         ValueError: The line is not there exactly once: the package has changed since the edit was written.
@@ -75,15 +75,15 @@ def plant(plant: Plant | None, folder: Path, *, name: str, like: Side) -> Side:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for part in COPIED:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        path = source.folder / part
+        if path.is_dir():
+            shutil.copytree(path, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
-            shutil.copy(source, folder / part)
+            shutil.copy(path, folder / part)
     if plant is not None:
         path = folder / "harness" / plant.file
         path.write_text(planted(plant, path.read_text(encoding="utf-8")), encoding="utf-8")
-    return Side(name=name, folder=folder.resolve(), commit=like.commit, dirty=like.dirty or plant is not None)
+    return Side(name=name, folder=folder.resolve(), commit=source.commit, dirty=source.dirty or plant is not None)
 
 
 def planted(plant: Plant, text: str) -> str:

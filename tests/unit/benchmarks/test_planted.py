@@ -25,7 +25,7 @@ def test_a_plant_whose_line_is_gone_or_twice_there_is_refused() -> None:
 
 
 def test_a_planted_copy_is_the_tree_but_for_the_edit(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    side = plant(PLANTS[0], tmp_path / "new", name="new", like=TREE)
+    side = plant(PLANTS[0], TREE, tmp_path / "new", name="new")
     ours = {path.relative_to(ROOT) for path in (ROOT / "harness").rglob("*.py")}
     theirs = {path.relative_to(side.folder) for path in (side.folder / "harness").rglob("*.py")}
     assert ours == theirs
