@@ -69,7 +69,7 @@ test-browser: $(READY) ## Run the tests that drive a headless Chromium
 test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-benchmark: $(READY) ## Measure what the harness costs (45 minutes), and write docs/overhead.md
+benchmark: $(READY) ## Measure what the harness costs (25 minutes), and write docs/overhead.md
 	@mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-json=$(MEASURED) --benchmark-quiet $(ARGS)
 	$(BIN)/python benchmarks/publish.py $(MEASURED) $(SAVED)

@@ -37,6 +37,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     short_extra: float = 0.0
     """What the short form allows above `short_factor` times the limit, in the figure's unit."""
 
+    why: str = ""
+    """What keeps a limit above what was first asked for."""
+
     def names(self) -> tuple[str, ...]:
         """The benchmarks it needs."""
         return (self.benchmark,) if self.minus is None else (self.benchmark, self.minus)

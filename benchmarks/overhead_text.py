@@ -99,6 +99,7 @@ def overhead_text(
         ),
         "## Budgets\n\n"
         + _markdown(("what", "measured [interval]", "budget", "verdict"), _budget_rows(judged, missing)),
+        *_reasons([*(one.budget for one in judged), *missing]),
         *_group_parts(saved),
         "## What a run says about itself\n\n" + _ledger(saved),
         "## Beside other frameworks\n\n" + (NO_PEERS if peers is None else "\n".join(_peer_parts(peers))),
@@ -114,6 +115,12 @@ def _budget_rows(judged: Sequence[Judged], missing: Sequence[Budget]) -> Iterato
         yield one.budget.what, show_bounds(figure, one.interval), show_limit(figure, one.limit), one.verdict
     for budget in missing:
         yield budget.what, "not measured", show_limit(budget.figure, budget.limit), ""
+
+
+def _reasons(budgets: Sequence[Budget]) -> Iterator[str]:
+    reasons = [f"- {budget.what}: {' '.join(budget.why.split())}" for budget in budgets if budget.why]
+    if reasons:
+        yield "Why some are not tighter:\n\n" + "\n".join(reasons) + "\n"
 
 
 def _group_parts(saved: Saved) -> Iterator[str]:
@@ -180,7 +187,9 @@ def _peer_parts(peers: Peers) -> Iterator[str]:
         f"Measured on {peers.date} with commit {commit}{' with changes' if peers.git.get('dirty') else ''} on "
         f"{machine.get('cpu')}, {machine.get('num_cpus')} cores, Python {machine.get('python')}, "
         f"torch {peers.versions.get('torch')}, in {peers.processes} processes for each cell: µs CPU per step\n"
-        "above the bare loop, and percent of it. `make benchmark-peers` measures again; "
+        "above the bare loop, and percent of it. Here the loops take turns in blocks of steps and not step by step: a\n"
+        "framework's writer thread slows the step that follows, which would be a bare one. A block begins cold, so\n"
+        "that these figures are above those of the tables before. `make benchmark-peers` measures again;\n"
         "`benchmarks/peers/README.md` says how.\n"
     )
     for workload in peers.workloads:

@@ -21,6 +21,7 @@ from harness.bench.spec import IDLE, CaseResult, CaseSpec, Ledger, Loop
 from harness.capture.recipe import Recipe
 from harness.capture.schedule import Schedule
 from harness.loop.attempt import Attempt
+from harness.loop.cost import OwnCost
 from harness.loop.session import session
 from harness.timeline.phases import LOOP
 from harness.trace.steps import read_steps
@@ -33,6 +34,7 @@ from harness.workloads.load import load_workload
 
 RUN_NAME = "bench"
 _NEVER = 1_000_000_000
+_LONG_STEP_US = 10_000
 _WINDOWS = Schedule(wait=12, warmup=2, active=10, repeat=0)
 
 
@@ -52,7 +54,9 @@ def run_case(spec: CaseSpec, root: Path) -> CaseResult:
     attempt = _LOOPS[spec.loop](case, root)
     window_step_us = case.loader.paused_step_us()
     cost = attempt.own_cost() if attempt is not None else None
-    measured = case.loader.result(clocked_ns=cost.threads_cpu_ns["system"] if cost is not None else 0)
+    measured = case.loader.result()
+    if cost is not None:
+        measured = case.loader.result(clocked_ns=_clocked_ns(cost, measured.bare_us))
     return CaseResult(
         measured=measured,
         ledger=_ledger(attempt, case, measured, root) if attempt is not None else None,
@@ -232,9 +236,18 @@ def _callbacks(case: _Case) -> list[Callback]:
     return [found]
 
 
+def _clocked_ns(cost: OwnCost, bare_us: float) -> int:
+    """CPU time of threads that work by the clock.
+
+    The sampler does. The writer's tick costs half a millisecond and a step less than ten microseconds, so that on long
+    steps nearly all that it does goes by the clock too.
+    """
+    return cost.threads_cpu_ns["system"] + (cost.threads_cpu_ns["writer"] if bare_us > _LONG_STEP_US else 0)
+
+
 def _ledger(attempt: Attempt, case: _Case, measured: Measured, root: Path) -> Ledger:
     cost, num_steps = attempt.own_cost(), case.num_steps
-    clocked_ns = cost.threads_cpu_ns["system"]
+    clocked_ns = _clocked_ns(cost, measured.bare_us)
     threads_ns = sum(cost.threads_cpu_ns.values()) - clocked_ns * (1 - measured.measured_share)
     steps = read_steps(root / RUN_NAME / "steps-rank0.jsonl")
     is_typical = (steps.step > case.spec.warmup_steps) & (steps.capture == 0)

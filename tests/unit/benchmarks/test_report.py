@@ -35,6 +35,7 @@ what = "a trainer"
 benchmark = "{STEP}[trainer]"
 figure = "total_us"
 limit = 10
+why = "it is cold"
 [[budget]]
 what = "a start"
 benchmark = "test_start.py::test_import"
@@ -116,12 +117,19 @@ def test_the_report_holds_the_figures_of_the_file_and_where_they_come_from(
         "| a session | 8.20 µs [8.00, 9.00] | 10 µs | ok |",
         "| a trainer | 13.0 µs [11.0, 15.0] | 10 µs | OVER |",
         "| a start | not measured | 50 ms |  |",
+        "- a trainer: it is cold\n",
         "| `test_added_to_a_step[session]` | 8.20 [8.00, 9.00] | 4.10 | 2.05 | 2.05 | 16.4 | 190 | 5 |",
         "| `test_added_to_a_step[session]` | 4.10 | 3.90 | 2.05 | 2.00 |",
         "`make benchmark-peers`",
     ):
         assert part in text
     assert str(measured.parent) not in text
+
+
+def test_the_page_that_is_kept_is_what_the_kept_measurements_say(report: Callable[..., Ended]) -> None:
+    docs = BENCHMARKS.parent / "docs"
+    ended = report(BENCHMARKS / "results" / "latest.json", "--check", budgets=DEFAULT_PATH, docs=docs)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_the_same_measurement_gives_the_same_bytes_and_another_one_does_not(
