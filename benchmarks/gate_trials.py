@@ -93,7 +93,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--equal", type=int, default=30, help="comparisons of the tree with itself [30]")
     parser.add_argument("--rounds", type=int, default=8, help="pairs of processes in each comparison [8]")
-    parser.add_argument("--steps", type=int, default=1000, help="steps in each process [1000]")
+    parser.add_argument("--steps", type=int, default=4000, help="steps in each process [4000]")
     parser.add_argument("--max-slowdown", type=float, default=5.0, help="what is tolerated, in percent [5]")
     parser.add_argument("--only-equal", action="store_true", help="plant nothing")
     parser.add_argument("--name", default="trial", help="of the folder below build/gate-trials, to run two at once")

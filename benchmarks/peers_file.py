@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-
-from harness.errors import ConfigError
+from kept_file import read_kept
 
 FORMAT = 1
 
@@ -95,13 +94,4 @@ def read_peers(path: Path) -> Peers:
     Raises:
         ConfigError: It cannot be read, or has another format.
     """
-    hint = "measure them with `make benchmark-peers`"
-    try:
-        peers = msgspec.json.decode(path.read_bytes(), type=Peers)
-    except OSError as error:
-        raise ConfigError(f"--peers={path} cannot be read: {error.strerror}", hint=hint) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--peers={path} is no file of the peers' measurement: {error}", hint=hint) from error
-    if peers.format != FORMAT:
-        raise ConfigError(f"--peers={path} has format {peers.format}; expected {FORMAT}", hint=hint)
-    return peers
+    return read_kept(path, Peers, option="--peers", target="benchmark-peers", known_format=FORMAT)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import msgspec
 from gate_trials import FORMAT, SLOWED
-
-from harness.errors import ConfigError
+from kept_file import read_kept
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,16 +56,7 @@ def read_trials(path: Path) -> Trials:
     Raises:
         ConfigError: It cannot be read, or has another format.
     """
-    hint = "write one with `make benchmark-gate`"
-    try:
-        trials = msgspec.json.decode(path.read_bytes(), type=Trials)
-    except OSError as error:
-        raise ConfigError(f"--trials={path} cannot be read: {error.strerror}", hint=hint) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--trials={path} is no file of the comparison's trials: {error}", hint=hint) from error
-    if trials.format != FORMAT:
-        raise ConfigError(f"--trials={path} has format {trials.format}; expected {FORMAT}", hint=hint)
-    return trials
+    return read_kept(path, Trials, option="--trials", target="benchmark-gate", known_format=FORMAT)
 
 
 def trial_parts(trials: Trials) -> Iterator[str]:

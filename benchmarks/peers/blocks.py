@@ -8,17 +8,16 @@ loop is disturbed by its own threads alone, and before each block the process wa
 from __future__ import annotations
 
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
 from workloads import Pair, Twins
 
-from harness.bench.interleaved import IntArray, Measured, settle_garbage, trimmed_mean
+from harness.bench.interleaved import IntArray, Usage, settle_garbage, trimmed_mean
+from harness.bench.measured import Measured
 
 _LEAD_PART = 10
 """The first tenth of each block does not count: after waiting the caches are cold, for a framework's code most."""
@@ -49,7 +48,7 @@ class BlockLoader:
         self._subject_ns: list[int] = []
         self._bare_writes: list[int] = []
         self._subject_writes: list[int] = []
-        self._counted_from = _Usage.now()
+        self._counted_from = Usage.now()
 
     def __iter__(self) -> Iterator[Pair]:
         cpu, wall, noted_ns = time.thread_time_ns, time.perf_counter_ns, self._subject_ns.append
@@ -58,7 +57,7 @@ class BlockLoader:
         while block := list(islice(batches, self._block_steps)):
             if len(self._subject_writes) == self._warmup_steps:
                 settle_garbage()
-                self._counted_from = _Usage.now()
+                self._counted_from = Usage.now()
             wait_until_idle()
             self._bare_steps(block)
             wait_until_idle()
@@ -92,7 +91,7 @@ class BlockLoader:
             clocked_ns: CPU time of threads that work by the clock (a sampler), of the whole process: only the
                 framework's share of the wall time counts.
         """
-        used = _Usage.now().since(self._counted_from)
+        used = Usage.now().since(self._counted_from)
         # A framework that asks for no batch after its last one leaves that step without an end.
         subject = self._readings(self._subject_ns)
         bare = self._readings(self._bare_ns)[: len(subject)]
@@ -167,22 +166,3 @@ def _state(task: str) -> str:
             return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""  # it has ended
-
-
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    """CPU time used so far, in ns."""
-
-    background_ns: int
-    children_ns: int
-
-    @classmethod
-    def now(cls) -> _Usage:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return cls(
-            time.process_time_ns() - time.thread_time_ns(),
-            round((children.ru_utime + children.ru_stime) * 1e9),
-        )
-
-    def since(self, earlier: _Usage) -> _Usage:
-        return _Usage(self.background_ns - earlier.background_ns, self.children_ns - earlier.children_ns)

@@ -76,7 +76,7 @@ class InterleavingLoader:
         self._cpu_ns: list[int] = []
         self._wall_ns: list[int] = []
         self._paused: list[bool] = []
-        self._counted_from = _Usage.now()
+        self._counted_from = Usage.now()
 
     def __iter__(self) -> Iterator[Any]:
         cpu, wall, batches, pauses = time.thread_time_ns, time.perf_counter_ns, self._batches, self._pauses
@@ -85,7 +85,7 @@ class InterleavingLoader:
         cpu_ns, wall_ns, paused = self._cpu_ns.append, self._wall_ns.append, self._paused.append
         for num_yielded, batch in enumerate(batches):
             if num_yielded == self._warmup_steps:
-                self._counted_from = _Usage.now()
+                self._counted_from = Usage.now()
             pause = pauses is not None and pauses()
             paused(pause)
             inputs = batch[0] if takes_first and isinstance(batch, (tuple, list)) else batch
@@ -113,7 +113,7 @@ class InterleavingLoader:
             clocked_ns: CPU time of threads that work by the clock (a sampler), of the whole process: only the measured
                 loop's share of the wall time counts.
         """
-        used = _Usage.now().since(self._counted_from)
+        used = Usage.now().since(self._counted_from)
         bare_cpu, subject_cpu = self._columns(self._cpu_ns)
         bare_wall, subject_wall = self._columns(self._wall_ns)
         size = len(bare_cpu)
@@ -172,22 +172,26 @@ class InterleavingLoader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Usage:
+class Usage:
     """CPU time used so far, in ns."""
 
     background_ns: int
+    """Of the threads of this process but the calling one."""
     children_ns: int
+    """Of child processes that have ended."""
 
     @classmethod
-    def now(cls) -> _Usage:
+    def now(cls) -> Usage:
+        """Read the clocks."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return cls(
             time.process_time_ns() - time.thread_time_ns(),
             round((children.ru_utime + children.ru_stime) * 1e9),
         )
 
-    def since(self, earlier: _Usage) -> _Usage:
-        return _Usage(self.background_ns - earlier.background_ns, self.children_ns - earlier.children_ns)
+    def since(self, earlier: Usage) -> Usage:
+        """What was used between two readings."""
+        return Usage(self.background_ns - earlier.background_ns, self.children_ns - earlier.children_ns)
 
 
 def trimmed_mean(values: npt.NDArray[Any]) -> float:

@@ -7,20 +7,12 @@ from typing import Any
 
 import click
 
-from harness.cli.options import json_option, parse_assignments, root_option
+from harness.cli.options import json_option, root_option, workload_options
 
 
 @click.command
 @click.argument("workload", default="digits", metavar="[WORKLOAD]")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=parse_assignments,
-    help="An option of the workload, such as -o lr=0.01 -o batch_size=128. May be repeated.",
-)
+@workload_options
 @click.option(
     "--profile",
     default="quick",

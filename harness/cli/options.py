@@ -43,3 +43,14 @@ def parse_assignments(context: click.Context, parameter: click.Parameter, values
             raise click.BadParameter(f"{name!r} is given twice", context, parameter)
         options[name] = text
     return options
+
+
+workload_options = click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=parse_assignments,
+    help="An option of the workload, such as -o lr=0.01 -o batch_size=128. May be repeated.",
+)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from harness.cli.options import parse_assignments, root_option
+from harness.cli.options import root_option, workload_options
 
 _DURATION = "2ep, 100ba (steps), 5000sp (samples), 1000000tok (tokens), 90sec, 1h30m"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -71,15 +71,7 @@ _OPTIONS: tuple[Any, ...] = (
         help="Numbers of the forward pass; amp_ is torch's autocast.",
     ),
     click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:0. [default: CUDA where there is one]"),
-    click.option(
-        "-o",
-        "--option",
-        "options",
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=parse_assignments,
-        help="An option of the workload, such as -o lr=0.01 -o batch_size=128. May be repeated.",
-    ),
+    workload_options,
 )
 
 

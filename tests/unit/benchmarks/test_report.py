@@ -212,7 +212,7 @@ def test_wrong_files_end_with_two_and_write_nothing(
     for ended, message in [
         (report(tmp_path / "none.json"), "No such file"),
         (report(measured, "--peers", tmp_path / "none.json"), "No such file"),
-        (report(measured, "--peers", measured), "is no file of the peers' measurement"),
+        (report(measured, "--peers", measured), "is no file of `make benchmark-peers`"),
         (report(measured, "--peers", later), "has format 2; expected 1"),
         (report(varied(only_naming)), "expected some to draw"),
     ]:
@@ -304,4 +304,4 @@ def test_the_trials_of_the_comparison_are_told_with_what_was_found_and_what_was_
     assert "| a loop of 3 µs | +3.0 [2.0, 4.0] | 1.5 | found |" in text
     path.write_text(json.dumps({**TRIALS, "format": 2}), encoding="utf-8")
     assert "has format 2; expected 1" in report(measured, "--trials", path).stderr
-    assert "is no file of the comparison's trials" in report(measured, "--trials", measured).stderr
+    assert "is no file of `make benchmark-gate`" in report(measured, "--trials", measured).stderr
