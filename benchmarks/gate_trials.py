@@ -22,6 +22,8 @@ from saved import this_machine
 from sides import ROOT, working_tree
 from tool import FAILED, FINE, run
 
+from harness.errors import ConfigError
+
 FORMAT = 1
 FOLDER = ROOT / "build" / "gate-trials"
 OUTPUT = ROOT / "benchmarks" / "results" / "gate.json"
@@ -42,33 +44,53 @@ def main(arguments: list[str]) -> int:
     folder = FOLDER / given.name
     tree = working_tree()
     base = plant(None, tree, folder / "base", name="base")
-    options: dict[str, Any] = {"rounds": given.rounds, "steps": given.steps, "limit_pct": given.max_slowdown}
+    fixed: dict[str, Any] = {"rounds": given.rounds, "limit_pct": given.max_slowdown}
+    options = {**fixed, "steps": given.steps}
     document: dict[str, Any] = {
         "format": FORMAT,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": str(this_machine()),
         "commit": str(tree),
-        "benchmarks": BENCHMARKS,
-        **options,
+        "benchmarks": list(BENCHMARKS),
+        **fixed,
         "planted": [],
         "equal": [],
     }
+    for path in given.join:
+        _join(document, path)
     if not given.only_equal:
         for edit in PLANTS:
             new = plant(edit, base, folder / "new", name="new")
             compared = compare_sides(base, new, BENCHMARKS, folder=folder, **options)
-            document["planted"].append({"what": edit.what, **_row(compared)})
+            document["planted"].append({"what": edit.what, "steps": given.steps, **_row(compared)})
             _write(document, given.output)
     for number in range(1, given.equal + 1):
         print(f"equal sides, {number} of {given.equal}", file=sys.stderr, flush=True)
         new = plant(None, base, folder / "new", name="new")
         compared = compare_sides(base, new, BENCHMARKS, folder=folder, **options)
-        document["equal"].append(_row(compared))
+        document["equal"].append({"steps": given.steps, **_row(compared)})
         _write(document, given.output)
+    _write(document, given.output)
     found = [row["found"] for row in document["planted"]][1:]
     alarms = sum(row["alarm"] for row in document["equal"])
     print(f"planted: {sum(found)} of {len(found)} found; equal sides: {alarms} alarms in {len(document['equal'])}")
     return FINE if all(found) and alarms <= MAX_ALARMS * len(document["equal"]) else FAILED
+
+
+def _join(document: dict[str, Any], path: Path) -> None:
+    """Add the trials of an earlier file, made with the same tree and options."""
+    try:
+        other = msgspec.json.decode(path.read_bytes())
+        same = all(other[key] == document[key] for key in ("format", "machine", "benchmarks", "rounds", "limit_pct"))
+    except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"--join={path} cannot be read: {type(error).__name__}: {error}") from error
+    if not same:
+        raise ConfigError(
+            f"--join={path} was made with other options or on another machine", hint="repeat those trials"
+        )
+    document["commit"] = other["commit"]
+    for kind in ("planted", "equal"):
+        document[kind] += other[kind]
 
 
 def _row(compared: list[Compared]) -> dict[str, Any]:
@@ -96,6 +118,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4000, help="steps in each process [4000]")
     parser.add_argument("--max-slowdown", type=float, default=5.0, help="what is tolerated, in percent [5]")
     parser.add_argument("--only-equal", action="store_true", help="plant nothing")
+    parser.add_argument(
+        "--join", type=Path, action="append", default=[], metavar="FILE", help="add the trials of an earlier output"
+    )
     parser.add_argument("--name", default="trial", help="of the folder below build/gate-trials, to run two at once")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="[benchmarks/results/gate.json]")
     return parser.parse_args(arguments)

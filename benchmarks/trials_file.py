@@ -31,6 +31,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """Of that."""
     smallest_seen_us: float
     """The change that would have been found with a chance of 80 %."""
+    steps: int
+    """In each process."""
     what: str = ""
     """What was planted."""
 
@@ -44,7 +46,6 @@ class Trials(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     benchmarks: list[str]
     rounds: int
-    steps: int
     limit_pct: float
     planted: list[Trial]
     equal: list[Trial]
@@ -64,19 +65,26 @@ def trial_parts(trials: Trials) -> Iterator[str]:
     alarms = sum(trial.alarm for trial in trials.equal)
     yield (
         f"`make benchmark-compare` tried out on {trials.date} with commit {trials.commit} on {trials.machine}: "
-        f"{len(trials.benchmarks)} benchmarks, {trials.rounds} pairs of processes, {trials.steps} steps in each, "
+        f"{len(trials.benchmarks)} benchmarks, {trials.rounds} pairs of processes, "
         f"a limit of {trials.limit_pct:g} %. `make benchmark-gate` does it again.\n"
     )
     if trials.equal:
-        yield f"The tree against a copy of itself, {len(trials.equal)} times: {alarms} alarms.\n"
+        yield (
+            f"The tree against a copy of itself, {len(trials.equal)} times, {_steps(trials.equal)} steps in each "
+            f"process: {alarms} alarms.\n"
+        )
     if trials.planted:
         found = [trial for trial in trials.planted if trial.found]
         smallest = min(found, key=lambda trial: trial.change_us.mid, default=None)
         if smallest is not None:
             yield (
-                f"The smallest planted slowdown that was found: {smallest.what}, "
-                f"{smallest.change_us.mid:.1f} µs on top of {smallest.base_us:.1f} µs.\n"
+                f"The smallest planted slowdown that was found, with {_steps(trials.planted)} steps in each process: "
+                f"{smallest.what}, {smallest.change_us.mid:.1f} µs on top of {smallest.base_us:.1f} µs.\n"
             )
+
+
+def _steps(trials: list[Trial]) -> str:
+    return " or ".join(f"{steps:,}" for steps in sorted({trial.steps for trial in trials}))
 
 
 def planted_rows(trials: Trials) -> Iterator[tuple[str, ...]]:

@@ -275,16 +275,16 @@ def test_bounds_have_the_unit_and_digits_of_the_median_and_limits_those_they_wer
 
 TRIALS = {
     "format": 1, "date": "2026-01-02", "machine": "Z80", "commit": "abc", "benchmarks": ["a", "b"], "rounds": 8,
-    "steps": 1000, "limit_pct": 5.0,
+    "limit_pct": 5.0,
     "planted": [
-        {"what": what, "alarm": found, "found": found, "base_us": 9.0, "smallest_seen_us": 1.5,
+        {"what": what, "alarm": found, "found": found, "base_us": 9.0, "smallest_seen_us": 1.5, "steps": 4000,
          "change_us": {"low": low, "mid": mid, "high": high}, "past_limit": [], "different": []}
         for what, found, low, mid, high in [
             ("a loop of 1 µs", False, -0.5, 1.0, None), ("a loop of 3 µs", True, 2, 3, 4)
         ]
     ],
     "equal": [
-        {"alarm": alarm, "found": False, "base_us": 9.0, "smallest_seen_us": 1.5,
+        {"alarm": alarm, "found": False, "base_us": 9.0, "smallest_seen_us": 1.5, "steps": 4000,
          "change_us": {"low": -1, "mid": 0.0, "high": 1}, "past_limit": [], "different": []}
         for alarm in (False, True, False)
     ],
@@ -298,8 +298,8 @@ def test_the_trials_of_the_comparison_are_told_with_what_was_found_and_what_was_
     path.write_text(json.dumps(TRIALS), encoding="utf-8")
     assert report(measured, "--trials", path).returncode == 0
     text = (tmp_path / "docs" / "overhead.md").read_text(encoding="utf-8")
-    assert "copy of itself, 3 times: 1 alarms" in text
-    assert "The smallest planted slowdown that was found: a loop of 3 µs, 3.0 µs on top of 9.0 µs." in text
+    assert "copy of itself, 3 times, 4,000 steps in each process: 1 alarms." in text
+    assert "slowdown that was found, with 4,000 steps in each process: a loop of 3 µs, 3.0 µs on top of 9.0 µs." in text
     assert "| a loop of 1 µs | +1.0 | 1.5 | not found |" in text
     assert "| a loop of 3 µs | +3.0 [2.0, 4.0] | 1.5 | found |" in text
     path.write_text(json.dumps({**TRIALS, "format": 2}), encoding="utf-8")
