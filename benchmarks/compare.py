@@ -28,7 +28,7 @@ from budgets import read_budgets
 from check import node_ids
 from figures import Scale, show_value
 from paired import compare_pairs, holm, least_pairs, smallest_seen
-from saved import read_saved, refuse_other_machine, without_folder
+from saved import Benchmark, read_saved, refuse_other_machine, without_folder
 from sides import ROOT, Side, check_out, collect, measure, measuring_code_differs, merge, working_tree
 from tool import FAILED, FINE, run
 
@@ -39,8 +39,10 @@ from harness.intervals import Interval
 OUTPUT = ROOT / "build" / "benchmark-compare"
 ALPHA = 0.05
 """The chance of one false alarm in a comparison, all benchmarks together."""
+WALL = "wall_us"
 COLUMNS = (
     Column(title="benchmark"),
+    Column(title="figure"),
     Column(title="base", right=True),
     Column(title="new", right=True),
     Column(title="change [95 % interval]"),
@@ -138,8 +140,17 @@ def judge_files(base_path: Path, new_path: Path, *, limit_pct: float, force: boo
         other = base.benchmarks.get(name)
         if other is None or other.value != one.value or len(other.values[one.value]) != len(one.values[one.value]):
             raise ConfigError(f"{base_path} and {new_path} do not hold the same rounds of {name}")
-        pairs.append((name, one.value, other.values[one.value], one.values[one.value]))
+        pairs += [(name, figure, other.values[figure], one.values[figure]) for figure in _judged_figures(one)]
     return _judge(pairs, limit_pct)
+
+
+def _judged_figures(benchmark: Benchmark) -> list[str]:
+    """What a benchmark is judged by.
+
+    A step by its wall clock too: who waits for a disk uses no CPU, and makes the next step slow, which is a bare one.
+    """
+    also = [WALL] if benchmark.value == "total_us" and WALL in benchmark.values else []
+    return [benchmark.value, *also]
 
 
 def _judge(pairs: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], limit_pct: float) -> list[Compared]:
@@ -172,6 +183,7 @@ def table_lines(compared: Sequence[Compared], limit_pct: float) -> Iterator[str]
         rows.append(
             (
                 one.benchmark,
+                one.figure,
                 show_value(one.figure, base),
                 scale.number(new, like=base) + scale.unit,
                 f"{one.percent(one.change.mid):+.1f} % [{one.percent(one.change.low):+.1f}, "
@@ -189,7 +201,7 @@ def main(arguments: list[str]) -> int:
     new = working_tree()
     base = check_out(given.base, OUTPUT / "base")
     benchmarks = _choose(given, {side.name: collect(side) for side in (base, new)})
-    least = least_pairs(len(benchmarks), alpha=ALPHA)
+    least = least_pairs(2 * len(benchmarks), alpha=ALPHA)  # CPU and wall clock of each, at the most
     if given.rounds < least:
         raise ConfigError(
             f"--rounds={given.rounds} is too few for {len(benchmarks)} benchmarks: no difference could be significant",
@@ -243,7 +255,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("base", metavar="BASE", help="a branch, tag or commit")
     parser.add_argument("--rounds", type=_at_least_one, default=10, metavar="N", help="pairs of processes [10]")
-    parser.add_argument("--steps", type=_at_least_one, default=1500, metavar="N", help="steps in each process [1500]")
+    parser.add_argument("--steps", type=_at_least_one, default=3000, metavar="N", help="steps in each process [3000]")
     parser.add_argument(
         "--max-slowdown", type=_percent, default=5.0, metavar="PERCENT", help="what is tolerated, such as 5%% [5]"
     )

@@ -33,6 +33,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The change that would have been found with a chance of 80 %."""
     steps: int
     """In each process."""
+    figure: str = "total_us"
+    """What it was found by: CPU time, or the wall clock."""
     what: str = ""
     """What was planted."""
 
@@ -92,7 +94,7 @@ def planted_rows(trials: Trials) -> Iterator[tuple[str, ...]]:
     for trial in trials.planted:
         change = trial.change_us
         bounds = f" [{change.low:.1f}, {change.high:.1f}]" if change.low is not None and change.high is not None else ""
-        verdict = "found" if trial.found else "not found"
+        verdict = f"found by {trial.figure}" if trial.found else "not found"
         yield trial.what, f"{change.mid:+.1f}{bounds}", f"{trial.smallest_seen_us:.1f}", verdict
 
 

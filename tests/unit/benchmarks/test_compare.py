@@ -111,6 +111,21 @@ def test_two_of_three_hundred_comparisons_of_equal_sides_raise_an_alarm_at_most(
     assert alarms <= 2
 
 
+def test_a_step_that_waits_is_found_by_the_wall_clock(doctored: Doctored) -> None:
+    def with_wall(wall_us: float) -> Callable[[dict[str, Any]], None]:
+        def put(data: dict[str, Any]) -> None:
+            for one in data["benchmarks"]:
+                one["extra_info"]["values"]["wall_us"] = _around(wall_us, 8)
+
+        return put
+
+    base = doctored("base", with_wall(9), session=_around(9, 1))
+    new = doctored("new", with_wall(900), session=_around(7, 2))
+    cpu, wall = judge_files(base, new, limit_pct=5)
+    assert (cpu.figure, cpu.verdict(5)) == ("total_us", "faster")
+    assert (wall.figure, wall.verdict(5)) == ("wall_us", "SLOWER by more than 5 %")
+
+
 def test_files_of_other_machines_or_other_rounds_are_refused(doctored: Doctored) -> None:
     base = doctored("base", session=_around(9, 1))
     other = doctored("other", lambda data: data["machine_info"].update(torch="1.0.0"), session=_around(9, 1))
@@ -189,7 +204,7 @@ def test_wrong_use_is_told_before_anything_is_measured(
     assert "test_step.py::test_nothing is not in the suite" in said
     said = _code_and_error(monkeypatch, capsys, "main", "--rounds=3", f"--benchmark={STEP}[session]")
     assert "--rounds=3 is too few for 1 benchmarks" in said
-    assert "--rounds=6" in said
+    assert "--rounds=7" in said
 
 
 def test_a_side_that_fails_is_named_with_what_it_said(

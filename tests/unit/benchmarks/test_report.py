@@ -301,7 +301,7 @@ def test_the_trials_of_the_comparison_are_told_with_what_was_found_and_what_was_
     assert "copy of itself, 3 times, 4,000 steps in each process: 1 alarms." in text
     assert "slowdown that was found, with 4,000 steps in each process: a loop of 3 µs, 3.0 µs on top of 9.0 µs." in text
     assert "| a loop of 1 µs | +1.0 | 1.5 | not found |" in text
-    assert "| a loop of 3 µs | +3.0 [2.0, 4.0] | 1.5 | found |" in text
+    assert "| a loop of 3 µs | +3.0 [2.0, 4.0] | 1.5 | found by total_us |" in text
     path.write_text(json.dumps({**TRIALS, "format": 2}), encoding="utf-8")
     assert "has format 2; expected 1" in report(measured, "--trials", path).stderr
     assert "is no file of `make benchmark-gate`" in report(measured, "--trials", measured).stderr
