@@ -57,6 +57,11 @@ clock is named. What is added to a step is a difference: the bare loop and the m
 turns step by step, with the same weights and batches, one torch thread, and a garbage collector that leaves alone what
 was there before. A change of the machine's speed meets both.
 
+What a step leaves to the one behind it is not seen, or seen with the wrong sign: cold caches, a thread that goes on
+writing, a wait for the disk slow the bare step that follows. The comparison with other frameworks takes turns in blocks
+of steps instead, and there the Trainer adds about twice as much; `make benchmark-compare` judges a step by its wall
+clock too.
+
 What one process measured is one value. Figures are medians over fresh processes, or over the rounds of a benchmark
 where the table says so by its number of values; intervals are bootstrap intervals of that median with {confidence:g} %
 confidence. Calls that pytest-benchmark times by the thousand ({call}) count as the medians of a few stretches of
