@@ -10,7 +10,7 @@ import sys
 from harness.bench import process
 from harness.cli.errors import FailedTrainingError, tell
 from harness.cli.terminal import set_up_logging, set_up_streams
-from harness.errors import HarnessError
+from harness.errors import HarnessError, LossError
 
 
 def main(arguments: list[str]) -> int:
@@ -19,12 +19,14 @@ def main(arguments: list[str]) -> int:
     set_up_logging()
     try:
         return process.main(arguments)
-    except (HarnessError, KeyboardInterrupt, SystemExit) as error:
-        return tell(error)
     except Exception as error:
+        if isinstance(error, HarnessError) and not isinstance(error, LossError):
+            return tell(error)  # found before a step was trained
         failed = FailedTrainingError("the workload cannot be measured: training it failed")
         failed.__cause__ = error
         return tell(failed)
+    except (KeyboardInterrupt, SystemExit) as error:
+        return tell(error)
 
 
 if __name__ == "__main__":

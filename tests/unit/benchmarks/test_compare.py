@@ -165,7 +165,7 @@ def test_both_sides_are_checked_out_measured_in_turns_and_written_for_pytest_ben
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write_suite(repository, "12.0")
-    options = ["--rounds=7", "--steps=50", f"--benchmark={STEP}[session]", f"--benchmark={STEP}[trainer]"]
+    options = ["--rounds=8", "--steps=50", f"--benchmark={STEP}[session]", f"--benchmark={STEP}[trainer]"]
     assert main(["main", *options]) == 1
     said = capsys.readouterr()
     session, trainer = said.out.splitlines()[1:]
@@ -177,8 +177,8 @@ def test_both_sides_are_checked_out_measured_in_turns_and_written_for_pytest_ben
     base, new = (read_saved(output / f"{name}.json") for name in ("base", "new"))
     assert (base.commit.dirty, new.commit.dirty) == (False, True)
     assert base.commit.id == new.commit.id != "unversioned"
-    assert [len(one.values["total_us"]) for one in base.benchmarks.values()] == [7, 7]
-    assert json.loads((output / "comparison.json").read_bytes())["rounds"] == 7
+    assert [len(one.values["total_us"]) for one in base.benchmarks.values()] == [8, 8]
+    assert json.loads((output / "comparison.json").read_bytes())["rounds"] == 8
     listed = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", output / "base.json", output / "new.json"],
         capture_output=True, text=True, check=True, cwd=repository,
