@@ -31,6 +31,7 @@ from cells import CASES, FRAMEWORKS, WORKLOADS, Cell
 from environment import HERE, ROOT, contents, make
 from rows import CONFIDENCE, Outcome, all_fine, as_text, rows, versions
 
+from harness.bench.process import ENVIRONMENT
 from harness.errors import HarnessError
 
 OUTPUT = ROOT / "benchmarks" / "results" / "peers.json"
@@ -39,13 +40,7 @@ _TIMEOUT_S = 600
 _SEED = 3
 _CHOICES: Mapping[str, Iterable[str]] = {"framework": FRAMEWORKS, "workload": WORKLOADS, "case": CASES}
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
-_FIXED = {
-    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # Memory that was freed stays the process's. Otherwise some steps hand it back and others fetch it again, page by
-    # page, and which of the two loops that falls on is chance: up to 5 % of a step of `charlm`.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
+_FIXED = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _FOLDERS = re.compile(r"(?<![\w.~-])(?<!:/)~?/(?!/)(?:[^\s/'\"():]+/)+")
 
 

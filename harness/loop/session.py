@@ -63,7 +63,8 @@ class Session:
         self._checked = parts.check(options)
         self._logging = Phase(self.recorder, LOGGERS)
         # In front of the method of this name: a look-up in a dictionary is no function that a step has made cold.
-        self.phase = _Phases(self.recorder).__getitem__  # type: ignore[method-assign,assignment]
+        self._phases = _Phases(self.recorder)
+        self.phase = self._phases.__getitem__  # type: ignore[method-assign,assignment]
         self._signals = StopSignals(on_stop=self._on_signal)
         self.dead_workers = DeadWorkers(may_raise=lambda: self.recorder.waits_for_data, on_death=self._on_dead_worker)
         self._attempt: Attempt | None = None
@@ -209,7 +210,7 @@ class Session:
         Raises:
             ConfigError: The name has characters a trace label cannot carry, or is reserved.
         """
-        return Phase(self.recorder, self.recorder.phases.id_of(name))
+        return self._phases[name]
 
     def log(self, metrics: Mapping[str, Any], *, always: bool = False) -> None:
         """Log numbers for the step in progress (`log_interval` permitting), or for the last one between steps.
