@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from figures import is_counted
 from saved import Saved
 
 from harness.errors import ConfigError
@@ -140,7 +141,9 @@ def judge_one(saved: Saved, budget: Budget, *, short_factor: float | None = None
         if budget.minus is None
         else difference_interval(figures[1], figures[0])
     )
-    limit = budget.limit if short_factor is None else budget.limit * short_factor + budget.short_extra
+    limit = budget.limit
+    if short_factor is not None and not is_counted(budget.figure):
+        limit = limit * short_factor + budget.short_extra
     return Judged(budget=budget, interval=interval, limit=limit)
 
 

@@ -49,6 +49,11 @@ class Scale:
         return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
 
+def is_counted(figure: str) -> bool:
+    """Whether it is a number of things, the same on every machine, and no time."""
+    return figure.endswith("_operators")
+
+
 def show_value(figure: str, value: float) -> str:
     """`8.31 µs`."""
     scale = Scale.of(figure, value)

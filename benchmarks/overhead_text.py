@@ -26,6 +26,7 @@ LEDGER = (("thread_us", "ledger_thread_us"), ("background_us", "ledger_backgroun
 GROUPS = {
     "step": "Added to a step of the tiny MLP. `null` is the bare loop against itself: what cannot be told from zero.",
     "window": "Added to a step inside a capture window: what torch.profiler costs while it records.",
+    "operators": "Torch operators that a step calls beyond the bare loop. Reading a value from a device waits for it.",
     "charlm": "Added to a step of the workload `charlm`, a small transformer.",
     "logging": "Metrics logged in each step of the tiny MLP. JSONL and text are always on.",
     "naming": "Names and file templates.",

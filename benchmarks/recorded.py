@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "instructions": 1e-9}
-"""What one of a unit moves the clock by. pytest-benchmark knows seconds only: an instruction stands as a nanosecond."""
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "instructions": 1e-9, "operators": 1e-9}
+"""What one of a unit moves the clock by. pytest-benchmark knows seconds only: what is counted stands as nanoseconds."""
 _now_s = 0.0
 
 

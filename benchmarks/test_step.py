@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from cases import record_case
-from recorded import clock
+from operators import LOOPS, added_operators
+from recorded import clock, record
 
 from harness.bench.spec import IDLE, CaseSpec
 
@@ -53,3 +54,9 @@ def test_charlm_step(benchmark: Any, tmp_path: Path, processes: int, steps: int,
     num_steps = max(steps // TINY_STEPS_PER_CHARLM_STEP, 10)
     spec = replace(CHARLM_CASES[case], num_steps=num_steps, warmup_steps=5)
     record_case(benchmark, spec, processes=processes, folder=tmp_path)
+
+
+@pytest.mark.benchmark(group="operators", timer=clock)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_operators_of_a_step(benchmark: Any, tmp_path: Path, loop: str) -> None:
+    record(benchmark, lambda: {"added_operators": added_operators(loop, tmp_path)}, value="added_operators", rounds=1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from figures import is_counted
 from gate_trials import FORMAT, SLOWED
 from kept_file import read_kept
 
@@ -28,7 +29,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     base_us: float
     """What the Trainer adds to a step."""
     change_us: Change
-    """Of that."""
+    """Of that; of their number, where it was found by counting operators."""
     smallest_seen_us: float
     """The change that would have been found with a chance of 80 %."""
     steps: int
@@ -37,6 +38,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """What it was found by: CPU time, or the wall clock."""
     what: str = ""
     """What was planted."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it was found by the number of operators, which no noise is in."""
+        return is_counted(self.figure)
 
 
 class Trials(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +82,7 @@ def trial_parts(trials: Trials) -> Iterator[str]:
             f"process: {alarms} alarms.\n"
         )
     if trials.planted:
-        found = [trial for trial in trials.planted if trial.found]
+        found = [trial for trial in trials.planted if trial.found and not trial.is_counted]
         smallest = min(found, key=lambda trial: trial.change_us.mid, default=None)
         if smallest is not None:
             yield (
@@ -95,7 +101,10 @@ def planted_rows(trials: Trials) -> Iterator[tuple[str, ...]]:
         change = trial.change_us
         bounds = f" [{change.low:.1f}, {change.high:.1f}]" if change.low is not None and change.high is not None else ""
         verdict = f"found by {trial.figure}" if trial.found else "not found"
-        yield trial.what, f"{change.mid:+.1f}{bounds}", f"{trial.smallest_seen_us:.1f}", verdict
+        if trial.is_counted:
+            yield trial.what, f"{change.mid:+.0f} operator", "1 operator", verdict
+        else:
+            yield trial.what, f"{change.mid:+.1f}{bounds}", f"{trial.smallest_seen_us:.1f}", verdict
 
 
 PLANTED_TITLES = ("planted", f"change of `{SLOWED.partition('::')[2]}`, µs", "could have been seen, µs", "verdict")

@@ -282,6 +282,9 @@ TRIALS = {
         for what, found, low, mid, high in [
             ("a loop of 1 µs", False, -0.5, 1.0, None), ("a loop of 3 µs", True, 2, 3, 4)
         ]
+    ] + [
+        {"what": "an operator", "alarm": True, "found": True, "base_us": 1.0, "smallest_seen_us": 0.0, "steps": 4000,
+         "figure": "added_operators", "change_us": {"low": 1, "mid": 1, "high": 1}, "past_limit": [], "different": []}
     ],
     "equal": [
         {"alarm": alarm, "found": False, "base_us": 9.0, "smallest_seen_us": 1.5, "steps": 4000,
@@ -302,6 +305,7 @@ def test_the_trials_of_the_comparison_are_told_with_what_was_found_and_what_was_
     assert "slowdown that was found, with 4,000 steps in each process: a loop of 3 µs, 3.0 µs on top of 9.0 µs." in text
     assert "| a loop of 1 µs | +1.0 | 1.5 | not found |" in text
     assert "| a loop of 3 µs | +3.0 [2.0, 4.0] | 1.5 | found by total_us |" in text
+    assert "| an operator | +1 operator | 1 operator | found by added_operators |" in text
     path.write_text(json.dumps({**TRIALS, "format": 2}), encoding="utf-8")
     assert "has format 2; expected 1" in report(measured, "--trials", path).stderr
     assert "is no file of `make benchmark-gate`" in report(measured, "--trials", measured).stderr
