@@ -69,12 +69,15 @@ class ChecksumFile:
     def _put(self, data: bytes | bytearray | memoryview) -> None:
         if self._error is not None:
             return
-        view = memoryview(data)
-        try:
-            write_all(self._fd, view)
-        except OSError as error:
-            self._error = error
-        else:
+        whole = memoryview(data)
+        # In blocks: the checksum holds the interpreter, which training wants too.
+        for start in range(0, len(whole), _BLOCK_BYTES):
+            view = whole[start : start + _BLOCK_BYTES]
+            try:
+                write_all(self._fd, view)
+            except OSError as error:
+                self._error = error
+                return
             # google_crc32c takes no memoryview; an array over the same memory copies nothing
             self._crc = google_crc32c.extend(self._crc, np.frombuffer(view, np.uint8))
 

@@ -18,7 +18,7 @@ from harness.run.durable import write_atomically
 _log = logging.getLogger(__name__)
 
 
-class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
+class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One checkpoint file as it was committed."""
 
     size_bytes: int
@@ -31,6 +31,10 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Epochs completed then."""
     saved: str
     """When, UTC, as ISO 8601."""
+    metric: str | None = None
+    """What `save_best` goes by."""
+    value: float | None = None
+    """Of that metric after this step; None where it was not logged then."""
 
 
 _decoder = msgspec.json.Decoder(dict[str, IndexEntry])

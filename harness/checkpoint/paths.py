@@ -23,6 +23,11 @@ _STEP_FIELDS = ("batch", "step")
 _EXAMPLES: dict[str, int | str] = {name: field.example for name, field in FIELDS.items()}
 
 
+def best_name(rank: int) -> str:
+    """The name of the link to a rank's best checkpoint."""
+    return f"best-rank{rank}.pt"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
     """A file in the folder whose name is a checkpoint's."""
@@ -55,7 +60,9 @@ class CheckpointPaths:
     """The name of the link to the newest one; None makes none."""
 
     @classmethod
-    def compile(cls, *, folder: str, filename: str, latest: str | None, world_size: int = 1) -> CheckpointPaths:
+    def compile(
+        cls, *, folder: str, filename: str, latest: str | None, world_size: int = 1, overwrite: bool = False
+    ) -> CheckpointPaths:
         """Check the three texts, alone and together.
 
         Args:
@@ -64,6 +71,7 @@ class CheckpointPaths:
                 several.
             latest: `save_latest_filename`, or None.
             world_size: How many processes save into the folder.
+            overwrite: Whether all steps may have one name, each checkpoint in the place of the one before.
 
         Raises:
             TemplateError: A template breaks a rule; the message names the option.
@@ -75,20 +83,20 @@ class CheckpointPaths:
             if latest is None
             else Template.compile(latest, option="save_latest_filename", fields=RUN_FIELDS),
         )
-        paths._check_fields(world_size)
+        paths._check_fields(world_size, overwrite=overwrite)
         paths.check_apart(_EXAMPLES)
         return paths
 
-    def _check_fields(self, world_size: int) -> None:
+    def _check_fields(self, world_size: int, *, overwrite: bool) -> None:
         if "run_name" not in self.folder.fields:
             raise TemplateError(
                 f"save_folder={self.folder.text!r} is the same for every run",
                 hint="put {run_name} into it, as in {run_name}/checkpoints",
             )
-        if not {*_STEP_FIELDS, "epoch"} & set(self.filename.fields):
+        if not (overwrite or {*_STEP_FIELDS, "epoch"} & set(self.filename.fields)):
             raise TemplateError(
                 f"save_filename={self.filename.text!r} gives every checkpoint the same name",
-                hint="put {batch} into it, as in ep{epoch}-ba{batch}-rank{rank}.pt",
+                hint="put {batch} into it, as in ep{epoch}-ba{batch}-rank{rank}.pt, or give save_overwrite=True",
             )
         named = {"save_filename": self.filename, "save_latest_filename": self.latest}
         for option, template in named.items():
@@ -109,18 +117,20 @@ class CheckpointPaths:
         Raises:
             TemplateError: One of them could.
         """
-        others = {"the side manifest": index_name(int(values["rank"]))}
+        rank = int(values["rank"])
+        others = {index_name(rank): "the side manifest", best_name(rank): "the link to the best"}
         if self.latest is not None:
-            others[f"save_latest_filename={self.latest.text!r}"] = self.latest.format(values)
+            option, name = f"save_latest_filename={self.latest.text!r}", self.latest.format(values)
+            if name in others:
+                raise TemplateError(f"{option} gives {name!r}, {others[name]}", hint="give another name")
+            others[name] = option
         known = self._known(values)
-        for what, name in others.items():
+        for name, what in others.items():
             if self.filename.parse(name, **known) is not None:
                 raise TemplateError(
                     f"{name!r} ({what}) reads as a checkpoint of save_filename={self.filename.text!r}",
                     hint="give names that differ in more than their numbers",
                 )
-        if len(set(others.values())) < len(others):
-            raise TemplateError(f"save_latest_filename gives {index_name(int(values['rank']))!r}, the side manifest")
 
     def _known(self, values: Mapping[str, int | str]) -> dict[str, int | str]:
         return {name: values[name] for name in ("run_name", "rank") if name in self.filename.fields}
@@ -158,6 +168,7 @@ class CheckpointFolder:
         self.path = self.index_path.parent
         latest = paths.latest
         self.latest_path = None if latest is None else self.path / latest.format(run_fields)
+        self.best_path = self.path / best_name(self.rank)
 
     def file(self, fields: Mapping[str, int | str]) -> Path:
         """The path of the checkpoint with these counts. The folder is made again if it is gone.

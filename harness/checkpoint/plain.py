@@ -18,9 +18,9 @@ from harness.errors import CheckpointError
 _SCALARS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device, torch.Size}
 )
-_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-_SEQUENCES = frozenset({list, tuple, set})
-_MAPPINGS = frozenset({dict, OrderedDict, Counter})
+TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+SEQUENCES = frozenset({list, tuple, set})
+MAPPINGS = frozenset({dict, OrderedDict, Counter})
 _MAX_DEPTH = 100
 _HINT = (
     "let state_dict() return tensors, numbers, strings, lists, tuples, sets and dicts only; float(x) makes a"
@@ -66,9 +66,9 @@ def _first_unplain(obj: object, safe: frozenset[Any], depth: int) -> tuple[list[
     kind = type(obj)
     if kind is bytes and not obj:
         return [], obj  # pickled as a call of bytes(), which a weights-only load refuses
-    if kind in _SCALARS or kind in _TENSORS or kind in safe:
+    if kind in _SCALARS or kind in TENSORS or kind in safe:
         return None
-    if depth > _MAX_DEPTH or kind not in _SEQUENCES | _MAPPINGS:
+    if depth > _MAX_DEPTH or kind not in SEQUENCES | MAPPINGS:
         return [], obj
     for key, value in _entries(obj):
         # a key is pickled as well, and shown as what leads to itself
@@ -79,7 +79,7 @@ def _first_unplain(obj: object, safe: frozenset[Any], depth: int) -> tuple[list[
 
 
 def _entries(obj: Any) -> Iterable[tuple[Any, Any]]:
-    if type(obj) in _MAPPINGS:
+    if type(obj) in MAPPINGS:
         # a module's state_dict carries its version numbers as an attribute, which is pickled with it
         return [*obj.items(), *getattr(obj, "__dict__", {}).items()]
     return enumerate(obj)

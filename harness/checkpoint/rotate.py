@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from harness.checkpoint.index import IndexEntry
@@ -21,7 +21,12 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?:tmp|trash)")
 
 
 def superseded(
-    stored: Sequence[StoredFile], index: Mapping[str, IndexEntry], *, saved_name: str, keep: int
+    stored: Sequence[StoredFile],
+    index: Mapping[str, IndexEntry],
+    *,
+    saved_name: str,
+    keep: int,
+    best: Collection[str] = (),
 ) -> list[str]:
     """The files that the checkpoint just saved makes superfluous.
 
@@ -35,6 +40,7 @@ def superseded(
         index: The side manifest, with the one just saved.
         saved_name: The one just saved. Never returned.
         keep: How many to keep; -1 keeps all.
+        best: Names that stay however old they are.
     """
     if keep == -1:
         return []
@@ -55,7 +61,7 @@ def superseded(
     if len(kept) == keep - 1:
         oldest_step = kept[-1][0] if kept else saved_step
         gone += [(step, name) for step, name in unlisted if step < oldest_step]
-    return [name for _, name in sorted(gone)]
+    return [name for _, name in sorted(gone) if name not in best]
 
 
 def remove(folder: Path, name: str) -> None:
@@ -80,7 +86,7 @@ def clean_leftovers(folder: CheckpointFolder) -> list[str]:
     Raises:
         OSError: The folder cannot be read.
     """
-    own = {folder.index_path.name}
+    own = {folder.index_path.name, folder.best_path.name}
     if folder.latest_path is not None:
         own.add(folder.latest_path.name)
     removed = []

@@ -1,7 +1,8 @@
 """Saves a checkpoint so that a kill, a full disk or a power cut at any instant costs at most this one.
 
-In this order: a temporary file beside the target, fsync, rename, fsync of the folder, the side manifest,
-`latest`, and only then are older ones removed. What `save` has returned is on the disk.
+In this order: a temporary file beside the target, its size and checksum into the side manifest, fsync, rename, fsync
+of the folder, `latest`, and only then are older ones removed. What `save` has returned is on the disk. The side
+manifest comes first so that no file has its final name without a checksum; an entry without a file is nobody's.
 """
 
 from __future__ import annotations
@@ -10,33 +11,25 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import msgspec
 
-from harness.checkpoint.checksum import ChecksumFile
+from harness.checkpoint.best import SaveBest
 from harness.checkpoint.find import load_checkpoint
 from harness.checkpoint.index import IndexEntry, now, read_index, write_index
 from harness.checkpoint.paths import CheckpointFolder
 from harness.checkpoint.plain import check_plain
 from harness.checkpoint.rotate import clean_leftovers, remove, superseded
-from harness.checkpoint.state import cause
+from harness.checkpoint.staging import tensor_bytes
+from harness.checkpoint.write import WriteError, check_space, refused, write_state
 from harness.errors import CheckpointError, ConfigError, RunDirError
 from harness.run.durable import FILE_MODE, commit, replace_symlink, temporary_path
-from harness.units import format_bytes
 
 _log = logging.getLogger(__name__)
-_FREE_SPACE = "free some space, or keep fewer checkpoints with save_num_checkpoints_to_keep"
-_HINTS = {
-    errno.ENOSPC: _FREE_SPACE,
-    errno.EDQUOT: _FREE_SPACE,
-    errno.EFBIG: "a limit on file size was reached (ulimit -f)",
-    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +58,17 @@ class CheckpointWriter:
     Args:
         folder: Where, and under which names.
         keep: How many checkpoints stay; -1 keeps all.
+        best: Which stay however many are newer; `best-rank{rank}.pt` points to the first of them.
+        overwrite: Whether a checkpoint may take the place of another step's that has its name.
 
     Raises:
         ConfigError: `keep` is neither -1 nor at least 1.
         CheckpointError: The folder cannot be written.
     """
 
-    def __init__(self, folder: CheckpointFolder, *, keep: int = -1) -> None:
+    def __init__(
+        self, folder: CheckpointFolder, *, keep: int = -1, best: SaveBest | None = None, overwrite: bool = False
+    ) -> None:
         if keep != -1 and keep < 1:
             raise ConfigError(
                 f"save_num_checkpoints_to_keep={keep} keeps no checkpoint",
@@ -79,9 +76,12 @@ class CheckpointWriter:
             )
         self.folder = folder
         self._keep = keep
+        self._best = best
+        self._overwrite = overwrite
         try:
             self._probe()
             left = clean_leftovers(folder)
+            self._drop_entries_without_file()
         except OSError as error:
             raise CheckpointError(
                 f"no checkpoint can be saved in {folder.path}: {error.strerror}",
@@ -95,33 +95,70 @@ class CheckpointWriter:
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, FILE_MODE))
         probe.unlink()
 
-    def save(self, state: Mapping[str, Any], fields: Mapping[str, int | str]) -> SavedCheckpoint:
+    def _drop_entries_without_file(self) -> None:
+        """A save that was killed has listed a file that never came, and somebody may have removed some."""
+        index = self._read_index()
+        there = {file.name for file in self.folder.stored(index)}
+        if not index.keys() <= there:
+            write_index(self.folder.index_path, {name: entry for name, entry in index.items() if name in there})
+
+    def save(
+        self, state: Mapping[str, Any], fields: Mapping[str, int | str], *, value: float | None = None
+    ) -> SavedCheckpoint:
         """Save a state and return when it is durable. An earlier file of the same step is replaced.
 
-        Writes the checkpoint, `checkpoints-rank{rank}.json` and the link to the latest. Copies nothing: the
-        tensors must not change until it returns. Does not synchronise a device that the tensors are not on.
+        Writes the checkpoint, `checkpoints-rank{rank}.json` and the links to the latest and the best. Copies nothing:
+        the tensors must not change until it returns. Does not synchronise a device that the tensors are not on.
 
         Args:
             state: From `build_state`; plain types and tensors only.
             fields: Counts for the file's name, `epoch` and `batch` (or `step`) among them.
+            value: Of the metric that `best` goes by, after this step.
 
         Raises:
             CheckpointError: The state holds something no load would read, the name belongs to another step,
-                or the disk refused (the message has the bytes needed and free). Earlier checkpoints are as
-                they were.
+                or the disk has no room or refused (the message has the bytes needed and free). Earlier checkpoints
+                are as they were.
         """
         check_plain(state, "checkpoint")
         step = int(fields["batch"] if "batch" in fields else fields["step"])
-        epoch = int(fields.get("epoch", 0))
         path = self._path(fields)
+        check_space(path, tensor_bytes(state))
         index = self._read_index()
-        self._forget(path, step, index)
-        size_bytes, crc32c = self._write(state, path)
-        index[path.name] = IndexEntry(size_bytes=size_bytes, crc32c=crc32c, step=step, epoch=epoch, saved=now())
-        self._list(index, f"{path.name} is saved, but")
-        self._point_latest(path)
+        self._make_room(path, step, index)
+        entry = IndexEntry(
+            size_bytes=0,
+            crc32c="",
+            step=step,
+            epoch=int(fields.get("epoch", 0)),
+            saved=now(),
+            metric=self._best.metric if self._best is not None and value is not None else None,
+            value=value,
+        )
+        entry = self._write(state, path, index, entry)
+        self._point(self.folder.latest_path, path.name)
+        self._point_best(index)
         removed = self._rotate(index, path.name)
-        return SavedCheckpoint(path=path, step=step, epoch=epoch, size_bytes=size_bytes, crc32c=crc32c, removed=removed)
+        return SavedCheckpoint(
+            path=path,
+            step=step,
+            epoch=entry.epoch,
+            size_bytes=entry.size_bytes,
+            crc32c=entry.crc32c,
+            removed=removed,
+        )
+
+    def note_value(self, name: str, value: float) -> None:
+        """Add the metric's value to a checkpoint that was saved before it was known.
+
+        Raises:
+            CheckpointError: The side manifest cannot be read or written.
+        """
+        index = self._read_index()
+        if name in index and self._best is not None:
+            index[name] = msgspec.structs.replace(index[name], metric=self._best.metric, value=value)
+            self._list(index, f"the value of {self._best.metric} is not noted:")
+            self._point_best(index)
 
     def _path(self, fields: Mapping[str, int | str]) -> Path:
         try:
@@ -129,7 +166,7 @@ class CheckpointWriter:
         except RunDirError as error:
             raise CheckpointError(f"no checkpoint can be saved: {error.message}", hint=error.hint) from error
 
-    def _forget(self, path: Path, step: int, index: dict[str, IndexEntry]) -> None:
+    def _make_room(self, path: Path, step: int, index: dict[str, IndexEntry]) -> None:
         """Make room for a file of this name: refuse one of another step, and drop the entry of one of this
         step.
 
@@ -139,10 +176,10 @@ class CheckpointWriter:
             index.pop(path.name, None)
             return
         saved_step = self._saved_step(path, index)
-        if saved_step is not None and saved_step != step:
+        if saved_step is not None and saved_step != step and not self._overwrite:
             raise CheckpointError(
                 f"the checkpoint of step {step} would overwrite {path.name}, which is of step {saved_step}",
-                hint="put {batch} into save_filename",
+                hint="put {batch} into save_filename, or give save_overwrite=True",
             )
         if index.pop(path.name, None) is not None:
             self._list(index, f"{path.name} cannot be replaced:")
@@ -156,41 +193,47 @@ class CheckpointWriter:
                 step = int(load_checkpoint(path)["timestamp"]["batch"])
         return step
 
-    def _write(self, state: Mapping[str, Any], path: Path) -> tuple[int, str]:
-        """Write and commit the file; returns its size and checksum.
+    def _write(
+        self, state: Mapping[str, Any], path: Path, index: dict[str, IndexEntry], entry: IndexEntry
+    ) -> IndexEntry:
+        """Write, list and commit the file; returns its entry, which is also in `index` then.
 
         After an I/O error once more, into a new temporary file: the one that failed is never trusted again.
         """
         try:
-            return self._write_once(state, path)
-        except _WriteError as error:
+            return self._write_once(state, path, index, entry)
+        except WriteError as error:
             if error.errno != errno.EIO:
-                raise _refused(path, error) from error
+                raise refused(path, error) from error
             _log.warning("writing %s failed (%s); trying once more", path.name, error.strerror)
         try:
-            return self._write_once(state, path)
-        except _WriteError as error:
-            raise _refused(path, error) from error
+            return self._write_once(state, path, index, entry)
+        except WriteError as error:
+            raise refused(path, error) from error
 
-    def _write_once(self, state: Mapping[str, Any], path: Path) -> tuple[int, str]:
+    def _write_once(
+        self, state: Mapping[str, Any], path: Path, index: dict[str, IndexEntry], entry: IndexEntry
+    ) -> IndexEntry:
         tmp = temporary_path(path)
-        needed_bytes = 0
         try:
-            file = ChecksumFile(tmp)
+            size_bytes, crc32c = write_state(state, tmp)
+            entry = msgspec.structs.replace(entry, size_bytes=size_bytes, crc32c=crc32c)
+            # Where a file is replaced the entry comes afterwards: until then it would speak against the old one.
+            replaces = path.exists()
+            index[path.name] = entry
+            if not replaces:
+                self._list(index, f"{path.name} could not be saved:")
             try:
-                with file, _without_crc32():
-                    torch.save(state, file)  # type: ignore[arg-type]  # it asks for write and flush only
-            finally:
-                needed_bytes = file.size_bytes
-            commit(tmp, path)
-        except OSError as error:
-            raise _WriteError(error, needed_bytes) from error
-        except RuntimeError as error:
-            raise CheckpointError(f"{path.name} could not be saved: {cause(error)}") from error
+                commit(tmp, path)
+            except OSError as error:
+                del index[path.name]
+                raise WriteError(error, size_bytes) from error
+            if replaces:
+                self._list(index, f"{path.name} is saved, but")
         finally:
             with contextlib.suppress(OSError):  # gone after the rename; otherwise the first error is the one to tell
                 tmp.unlink()
-        return file.size_bytes, file.hexdigest()
+        return entry
 
     def _read_index(self) -> dict[str, IndexEntry]:
         try:
@@ -204,18 +247,24 @@ class CheckpointWriter:
         except OSError as error:
             raise CheckpointError(f"{before} {self.folder.index_path.name} could not be written: {error}") from error
 
-    def _point_latest(self, path: Path) -> None:
-        if self.folder.latest_path is None:
+    def _point(self, link: Path | None, name: str) -> None:
+        if link is None:
             return
         try:
-            replace_symlink(self.folder.latest_path, path.name)
+            replace_symlink(link, name)
         except OSError as error:
             # the checkpoint is durable and listed; resuming never looks at the link
-            _log.warning("%s is saved, but %s does not point to it: %s", path.name, self.folder.latest_path, error)
+            _log.warning("%s is saved, but %s does not point to it: %s", name, link, error)
+
+    def _point_best(self, index: Mapping[str, IndexEntry]) -> None:
+        best = self._best.ranked(index) if self._best is not None else []
+        if best:
+            self._point(self.folder.best_path, best[0])
 
     def _rotate(self, index: dict[str, IndexEntry], saved_name: str) -> tuple[Path, ...]:
         removed = []
-        for name in superseded(self.folder.stored(index), index, saved_name=saved_name, keep=self._keep):
+        best = self._best.ranked(index) if self._best is not None else []
+        for name in superseded(self.folder.stored(index), index, saved_name=saved_name, keep=self._keep, best=best):
             try:
                 remove(self.folder.path, name)
             except OSError as error:
@@ -228,31 +277,3 @@ class CheckpointWriter:
             with contextlib.suppress(OSError):
                 write_index(self.folder.index_path, index, durable=False)
         return tuple(removed)
-
-
-@contextlib.contextmanager
-def _without_crc32() -> Iterator[None]:
-    """Switch torch's own CRC-32 off: two thirds of the time of a save, and no load looks at it."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
-class _WriteError(OSError):
-    """What the system refused, and how many bytes the file has when it is whole; 0 if that is not known."""
-
-    def __init__(self, error: OSError, needed_bytes: int) -> None:
-        super().__init__(error.errno, os.strerror(error.errno) if error.errno else str(error))
-        self.needed_bytes = needed_bytes
-
-
-def _refused(path: Path, error: _WriteError) -> CheckpointError:
-    message = f"{path.name} could not be saved in {path.parent}: {error.strerror}"
-    if error.needed_bytes:
-        message += f"; it needs {format_bytes(error.needed_bytes)}"
-        with contextlib.suppress(OSError):
-            message += f" and {format_bytes(shutil.disk_usage(path.parent).free)} are free"
-    return CheckpointError(message, hint=_HINTS.get(error.errno or 0, "earlier checkpoints are as they were"))

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from torch import nn
+
 from harness.checkpoint.rng import collect_rng, restore_rng
 from harness.errors import CheckpointError
 
 __all__ = [
     "FORMAT",
+    "WEIGHTS_ONLY",
     "Stateful",
     "build_state",
     "check_state",
@@ -24,10 +27,13 @@ __all__ = [
     "gather",
     "restore",
     "restore_rng",
+    "weights",
 ]
 
 FORMAT = 1
 """Version of the layout above. A file with a higher one was made by a newer harness and is not guessed at."""
+WEIGHTS_ONLY = "weights_only"
+"""The entry, True, of a checkpoint that holds modules alone, so that no run can go on from it."""
 _CAUSE_LENGTH = 400
 _ENTRIES: dict[str, type] = {
     "run_name": str,
@@ -59,6 +65,11 @@ class NewerFormatError(CheckpointError):
 def gather(stateful: Mapping[str, Stateful]) -> dict[str, Any]:
     """The state dicts of all objects, by name. Tensors are the live ones, not copies."""
     return {name: obj.state_dict() for name, obj in stateful.items()}
+
+
+def weights(stateful: Mapping[str, Stateful]) -> dict[str, Any]:
+    """The state dicts of the modules among the objects, by name."""
+    return gather({name: obj for name, obj in stateful.items() if isinstance(obj, nn.Module)})
 
 
 def restore(saved: Mapping[str, Any], stateful: Mapping[str, Stateful]) -> None:

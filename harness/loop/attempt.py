@@ -149,6 +149,7 @@ class Attempt:
         guard("the run", self._session.directory.check_in_place)
         if error is None or (isinstance(error, Exception) and not in_step):
             guard("the last checkpoint", self._save_last)
+        guard("the checkpoint under way", self._finish_saving)
         self._session.recorder.annotator = None
         self._session.recorder.mark(CAPTURE)
         self.capture.cut(_cut_reason(status, error, self._session.stop_reason))
@@ -178,6 +179,13 @@ class Attempt:
         finally:
             self._session.recorder.mark(BETWEEN)
 
+    def _finish_saving(self) -> None:
+        self._session.recorder.mark(CHECKPOINT)
+        try:
+            self.saver.finish()
+        finally:
+            self._session.recorder.mark(BETWEEN)
+
     def _wait_for_traces(self) -> None:
         self._list_traces(self.capture.wait(on_progress=lambda line: _log.info("%s", line)))
 
@@ -194,7 +202,11 @@ class Attempt:
         """What the harness has cost up to the last drained step."""
         return account(
             self.step_file.totals,
-            threads_cpu_ns={"writer": self.writer.cpu_ns, "system": self.sampler.cpu_ns},
+            threads_cpu_ns={
+                "writer": self.writer.cpu_ns,
+                "system": self.sampler.cpu_ns,
+                "checkpoint": self.saver.cpu_ns,
+            },
             children_cpu_ns={"traces": int(self.capture.health()["child_cpu_ns"])},
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from harness.capture.recipe import Recipe
+    from harness.checkpoint.best import SaveBest
     from harness.loggers.base import Logger
     from harness.units import Duration
 
@@ -26,6 +27,11 @@ class RunKeywords(TypedDict, total=False):
     save_filename: str
     save_latest_filename: str | None
     save_num_checkpoints_to_keep: int
+    save_best: str | SaveBest | None
+    save_weights_only: bool
+    save_overwrite: bool
+    save_async: bool
+    on_save_error: Literal["raise", "warn"]
     trace_filename: str
     handle_signals: bool
 

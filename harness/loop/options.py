@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.checkpoint.best import SaveBest
 from harness.errors import ConfigError
 from harness.naming.template import Template
 from harness.run.placement import check_placement
@@ -50,6 +51,17 @@ class SessionOptions:
     """Template of the link to the newest checkpoint; None makes none."""
     save_num_checkpoints_to_keep: int = -1
     """How many checkpoints stay on disk; -1 keeps all."""
+    save_best: str | SaveBest | None = None
+    """A metric whose best checkpoints stay too: `loss/eval/total:min`, `metrics/eval/accuracy:max:3`. A step that is
+    one of the best is saved, and `best-rank{rank}.pt` points to the best one."""
+    save_weights_only: bool = False
+    """Whether checkpoints hold the modules of `state` alone. No run can go on from them."""
+    save_overwrite: bool = False
+    """Whether a checkpoint may take the place of another step's: `save_filename` may then be the same for all."""
+    save_async: bool = True
+    """Whether training waits only until a checkpoint is copied in memory. The last one is always waited for."""
+    on_save_error: Literal["raise", "warn"] = "raise"
+    """What happens when a checkpoint cannot be written: the run fails, or it goes on and `run.json` says so."""
     trace_filename: str = "{run_name}/traces/rank{rank}.{batch:06d}.pt.trace.json.gz"
     """Template of a trace file; `batch` is the first recorded step."""
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +75,8 @@ class SessionOptions:
     """Whether SIGINT and SIGTERM end the run cleanly."""
 
     def __post_init__(self) -> None:
+        if self.on_save_error not in ("raise", "warn"):
+            raise ConfigError(f"on_save_error={self.on_save_error!r} is not understood", hint='give "raise" or "warn"')
         if self.resume not in (True, False, "auto"):
             raise ConfigError(f"resume={self.resume!r} is not understood", hint='give True, False or "auto"')
         if self.resume and self.overwrite:
@@ -79,12 +93,13 @@ class SessionOptions:
                     f"state[{name!r}] is a {type(obj).__name__} without state_dict and load_state_dict",
                     hint="give the model, optimizer or scheduler object itself",
                 )
-        if self.save_interval is not None and not self.state:
-            raise ConfigError(
-                f"save_interval={self.save_interval!r} without state= would save nothing",
-                hint='give state={"model": model, "optimizer": optimizer}',
-            )
-        self.log_every, self.save_every, self.trace_template  # noqa: B018 - raise now what would be raised later
+        for option in ("save_interval", "save_best"):
+            if getattr(self, option) is not None and not self.state:
+                raise ConfigError(
+                    f"{option}={getattr(self, option)!r} without state= would save nothing",
+                    hint='give state={"model": model, "optimizer": optimizer}',
+                )
+        self.log_every, self.save_every, self.best, self.trace_template  # noqa: B018 - raise now, not later
 
     @property
     def root_path(self) -> Path:
@@ -102,6 +117,11 @@ class SessionOptions:
         if self.save_interval is None:
             return None
         return Duration.parse(self.save_interval, option="save_interval", fraction=True)
+
+    @property
+    def best(self) -> SaveBest | None:
+        """`save_best`, parsed."""
+        return None if self.save_best is None else SaveBest.parse(self.save_best)
 
     @property
     def trace_template(self) -> Template:

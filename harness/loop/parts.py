@@ -63,6 +63,7 @@ def check(options: SessionOptions, environ: Mapping[str, str] = os.environ) -> C
         filename=options.save_filename,
         latest=options.save_latest_filename,
         world_size=ranks.world_size,
+        overwrite=options.save_overwrite,
     )
     _check_placement(paths)
     return Checked(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.checkpoint.find import load_checkpoint, newest_verified
+from harness.checkpoint.mend import mend_latest, set_aside
 from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
 from harness.checkpoint.position import EpochPosition
 from harness.checkpoint.rng import restore_rng
-from harness.checkpoint.state import restore
+from harness.checkpoint.state import WEIGHTS_ONLY, restore
 from harness.errors import CheckpointError
 from harness.loop.options import SessionOptions
 from harness.loop.timestamp import Timestamp
@@ -53,17 +54,17 @@ def find_resume_point(
 ) -> Resumed | None:
     """The checkpoint a resumed run goes on from; None for a fresh run, and for one that was killed before its first.
 
-    Checkpoints that do not verify are named in a warning and passed over.
+    Checkpoints that do not verify are named in a warning, passed over and set aside; `latest` is mended.
 
     Raises:
         CheckpointError: There is a checkpoint and no `state=` to put it into, or it cannot be loaded.
     """
     if not directory.resumed:
         return None
-    search = newest_verified(CheckpointFolder(paths, directory.resolve, run_fields))
-    for skipped in search.skipped:
-        _log.warning("checkpoint %s is passed over: it %s", skipped.path, skipped.reason)
+    folder = CheckpointFolder(paths, directory.resolve, run_fields)
+    search = newest_verified(folder)
     if search.found is None:
+        set_aside(search.skipped)
         _log.warning("run %r has no checkpoint to go on from: it starts again at step 1", directory.run_name)
         return None
     if not options.state:
@@ -72,4 +73,11 @@ def find_resume_point(
             hint='give state={"model": model, "optimizer": optimizer}, the same objects as before',
         )
     content = load_checkpoint(search.found.path, run_name=directory.run_name)
+    if content.get(WEIGHTS_ONLY):
+        raise CheckpointError(
+            f"{search.found.path.name} was saved with save_weights_only: a run cannot go on from it",
+            hint=f"start a new run from its weights: load_path={str(search.found.path)!r}, load_weights_only=True",
+        )
+    set_aside(search.skipped)
+    mend_latest(folder, search.found)
     return Resumed(content, EpochPosition.from_state(content["position"]))

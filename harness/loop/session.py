@@ -227,6 +227,8 @@ class Session:
             return
         with self._logging:
             (self._attempt or self.attempt).fanout.stage(metrics)
+        if self.options.save_best is not None:
+            self.saver.offer(metrics)
 
     def log_text(self, line: str) -> None:
         """Write a line to the text log and to loggers that take text."""

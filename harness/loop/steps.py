@@ -130,7 +130,12 @@ class Stepper:
         if self._session.resumed is None and saver.loader is not loader:
             ts.restart_epoch()  # other data: there is nothing of this epoch to skip
         saver.loader = loader
+        saver.on_failure = self._on_failed_save
         self._attempt.start_capture(ts.batch + 1)
+
+    def _on_failed_save(self) -> None:
+        """From the saving thread: the step in progress then ends by the way that costs time."""
+        self._has_rare_work = True
 
     def _open_epoch(self) -> Iterator[Any]:
         """Begin the epoch's first step and open the dataloader; what was trained on already is skipped."""
@@ -179,7 +184,9 @@ class Stepper:
         mark, capture, fanout = recorder.mark, self._capture, self._fanout
         count_samples, count_tokens = plan.count_samples, plan.count_tokens
         first_phase, last_step, step_limit = session.first_phase, plan.last_step, plan.step_limit
-        saves_in_epochs = plan.save_every is not None and plan.save_every.unit is not DurationUnit.EPOCH
+        saves_in_epochs = session.options.save_best is not None or (
+            plan.save_every is not None and plan.save_every.unit is not DurationUnit.EPOCH
+        )
         while True:
             try:
                 batch = next(iterator)
@@ -224,6 +231,7 @@ class Stepper:
     def _do_rare_work(self, step: int) -> None:
         """What most runs do not ask for in every step: hooks, sparse logging."""
         ts, session = self._ts, self._session
+        self._attempt.saver.raise_failure()
         if self._step_hooks:
             self._run_hooks(self._step_hooks)
         if self._log_steps == 0:
@@ -235,9 +243,11 @@ class Stepper:
 
     def _save_if_due(self) -> None:
         """Save between two steps: the line of the last one is then on the disk before its checkpoint is."""
-        if self._save_every is not None and self._save_every.due(self._ts):
+        saver = self._attempt.saver
+        is_best = saver.takes_best()
+        if (self._save_every is not None and self._save_every.due(self._ts)) or is_best:
             self._recorder.mark(CHECKPOINT)
-            self._attempt.saver.save()
+            saver.save(wait=False)
         self._recorder.mark(BETWEEN)
 
     def _end_epoch(self) -> None:

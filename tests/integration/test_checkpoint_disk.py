@@ -76,6 +76,6 @@ def test_a_full_disk_costs_the_one_checkpoint_that_did_not_fit(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     told, hint, end = done.stdout.splitlines()
     assert told.startswith("ba5.pt could not be saved in ")
-    assert re.search(r"No space left on device; it needs 2\.0\d MB and [\d.]+ [kM]B are free$", told)
+    assert re.search(r"No space left on device; it needs 2\.\d+ MB and [\d.]+ [kM]B are free$", told)
     assert hint.startswith("hint: free some space")
     assert end == "step 5"
