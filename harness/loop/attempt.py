@@ -172,6 +172,15 @@ class Attempt:
         if failures and error is None:
             raise failures[0]
 
+    def give_up(self, reason: str) -> None:
+        """Note that the process ends now, without closing anything. From any thread.
+
+        Raises:
+            HarnessError: It could not be written.
+        """
+        self.manifest.set_progress(self._session.timestamp.batch, self._session.timestamp.epoch)
+        self.manifest.end_attempt("interrupted", reason)
+
     def _save_last(self) -> None:
         self._session.recorder.mark(CHECKPOINT)
         try:

@@ -34,6 +34,7 @@ class RunKeywords(TypedDict, total=False):
     on_save_error: Literal["raise", "warn"]
     trace_filename: str
     handle_signals: bool
+    grace: str | Duration
 
 
 class SessionKeywords(RunKeywords, total=False):

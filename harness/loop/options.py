@@ -12,7 +12,7 @@ from harness.checkpoint.best import SaveBest
 from harness.errors import ConfigError
 from harness.naming.template import Template
 from harness.run.placement import check_placement
-from harness.units import Duration
+from harness.units import Duration, DurationUnit
 
 if TYPE_CHECKING:
     from harness.capture.recipe import Recipe
@@ -72,7 +72,10 @@ class SessionOptions:
     """Where the run trains, such as `cuda:0`; decides whether the profiler records CUDA. None: on CUDA, if this process
     has begun to use it when a window opens."""
     handle_signals: bool = True
-    """Whether SIGINT and SIGTERM end the run cleanly."""
+    """Whether SIGINT, SIGTERM and SIGUSR1 end the run cleanly."""
+    grace: str | Duration = "25s"
+    """How long after SIGTERM or SIGUSR1 the process may take to finish its step, save and write everything out. Then it
+    is ended, and the checkpoint before stands."""
 
     def __post_init__(self) -> None:
         if self.on_save_error not in ("raise", "warn"):
@@ -99,7 +102,7 @@ class SessionOptions:
                     f"{option}={getattr(self, option)!r} without state= would save nothing",
                     hint='give state={"model": model, "optimizer": optimizer}',
                 )
-        self.log_every, self.save_every, self.best, self.trace_template  # noqa: B018 - raise now, not later
+        self.log_every, self.save_every, self.best, self.grace_s, self.trace_template  # noqa: B018 - raise now, not later
 
     @property
     def root_path(self) -> Path:
@@ -117,6 +120,14 @@ class SessionOptions:
         if self.save_interval is None:
             return None
         return Duration.parse(self.save_interval, option="save_interval", fraction=True)
+
+    @property
+    def grace_s(self) -> float:
+        """`grace`, parsed."""
+        duration = Duration.parse(self.grace, option="grace")
+        if duration.unit is not DurationUnit.SECOND:
+            raise ConfigError(f"grace={duration} is not a time", hint="give a time such as 25s or 2min")
+        return float(duration.value)
 
     @property
     def best(self) -> SaveBest | None:

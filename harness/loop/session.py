@@ -7,6 +7,7 @@ data → the user's phases → logs → capture; a checkpoint is saved between t
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -65,7 +66,7 @@ class Session:
         # In front of the method of this name: a look-up in a dictionary is no function that a step has made cold.
         self._phases = _Phases(self.recorder)
         self.phase = self._phases.__getitem__  # type: ignore[method-assign,assignment]
-        self._signals = StopSignals(on_stop=self._on_signal)
+        self._signals = StopSignals(grace_s=options.grace_s, on_stop=self._on_signal, on_grace_over=self._on_grace_over)
         self.dead_workers = DeadWorkers(may_raise=lambda: self.recorder.waits_for_data, on_death=self._on_dead_worker)
         self._attempt: Attempt | None = None
         self._stepper: Stepper | None = None
@@ -261,8 +262,14 @@ class Session:
 
     def _on_signal(self, number: Any) -> None:
         # Runs between two bytecodes of the training thread: no locks, no logging here.
-        say(f"\nharness: {number.name}: finishing the step in progress; once more stops at once\n")
+        again = "" if number is signal.SIGUSR1 else "; once more stops at once"
+        say(f"\nharness: {number.name}: finishing the step in progress{again}\n")
         self.stop_reason = number.name
+
+    def _on_grace_over(self) -> None:
+        # From another thread, while this one hangs or works: what is on the disk stays, and only `run.json` is told.
+        if self._attempt is not None:
+            self._attempt.give_up("the grace period was over before everything was written")
 
     def _on_dead_worker(self) -> None:
         # In a signal handler too.

@@ -1,43 +1,64 @@
-"""Ctrl-C, SIGTERM and dead DataLoader workers end a run cleanly: the step in progress is finished, everything is
-flushed, then the process goes.
+"""Ctrl-C, SIGTERM, SIGUSR1 and dead DataLoader workers end a run cleanly: the step in progress is finished, everything
+is flushed, then the process goes.
 
 The handlers only set a flag, which the loop looks at between steps. Ctrl-C or SIGTERM a second time ends the process
-at once. Handlers are set in the main thread only, and put back afterwards.
+at once. SIGTERM and SIGUSR1 (which Slurm can send ahead of it) come from somebody who kills soon: a thread ends the
+process when the grace period is over, whatever it is doing. Handlers are set in the main thread only, and put back
+afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from harness.loop.streams import say
 from harness.units import NS_PER_S
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+PREEMPTED = 128 + signal.SIGTERM
+"""Exit code of a run that somebody else wanted to end."""
 _MAX_WAIT_NS = NS_PER_S
+_LAST_WORDS_S = 1.0
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a request to stop."""
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop.
 
-    def __init__(self, *, on_stop: Callable[[signal.Signals], None]) -> None:
+    Args:
+        grace_s: How long after SIGTERM or SIGUSR1 the process may go on.
+        on_stop: Called in the handler.
+        on_grace_over: Called from a thread before the process is ended; has a second.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace_s: float,
+        on_stop: Callable[[signal.Signals], None],
+        on_grace_over: Callable[[], None],
+    ) -> None:
         self.received: signal.Signals | None = None
         self._on_stop = on_stop
+        self._grace = GracePeriod(grace_s, on_over=on_grace_over)
         self._owner_pid = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over both signals, unless this is not the main thread."""
+        """Take over the signals, unless this is not the main thread. SIGUSR1 is left to whoever uses it."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _HANDLED:
-            self._previous[number] = signal.signal(number, self._handle)
+            if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL:
+                self._previous[number] = signal.signal(number, self._handle)
+        self._grace.prepare()
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -45,22 +66,30 @@ class StopSignals:
             number, handler = self._previous.popitem()
             # None: the handler was not set from Python and cannot be set back by it.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._grace.cancel()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner_pid:
             self._handle_in_worker(number)
             return
-        if self.received is not None:
+        if number in _PREEMPTIONS:
+            self._grace.begin()
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._on_stop(self.received)
+        elif number != signal.SIGUSR1 and self.received is not signal.SIGUSR1:
             # Not SystemExit: the user wants out now, and what was logged up to the last second is on disk.
             say("\nharness: stopped at once\n")
             os._exit(128 + number)
-        self.received = signal.Signals(number)
-        self._on_stop(self.received)
+        else:
+            self.received = signal.Signals(number)  # SIGTERM behind SIGUSR1 is not the user's second
 
     @staticmethod
     def _handle_in_worker(number: int) -> None:
-        """A forked DataLoader worker inherits the handler: the terminal's Ctrl-C is for the trainer to answer."""
-        if number != signal.SIGINT:
+        """A forked DataLoader worker inherits the handler: the terminal's Ctrl-C is for the trainer to answer, and so
+        is Slurm's SIGUSR1, which all processes of a job step get.
+        """
+        if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -69,7 +98,50 @@ class StopSignals:
         if self.received is signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is not None:
-            raise SystemExit(128 + self.received)
+            raise SystemExit(PREEMPTED)
+
+
+class GracePeriod:
+    """Ends the process when its time is over, also one that hangs in a step or on a disk.
+
+    Args:
+        length_s: From `begin` to the end.
+        on_over: Called before the process is ended; has a second.
+    """
+
+    def __init__(self, length_s: float, *, on_over: Callable[[], None]) -> None:
+        self._length_s = length_s
+        self._on_over = on_over
+        # Locks, which are open when something has happened: to open one, a signal handler need not wait.
+        self._begun = threading.Lock()
+        self._cancelled = threading.Lock()
+
+    def prepare(self) -> None:
+        """Start the thread, which sleeps: a signal handler must not start one."""
+        self._begun.acquire()
+        self._cancelled.acquire()
+        threading.Thread(target=self._watch, name="harness-grace", daemon=True).start()
+
+    def begin(self) -> None:
+        """The time starts now. A second call changes nothing."""
+        with contextlib.suppress(RuntimeError):  # open already
+            self._begun.release()
+
+    def cancel(self) -> None:
+        """The process has closed everything and goes by itself."""
+        with contextlib.suppress(RuntimeError):
+            self._cancelled.release()
+        self.begin()
+
+    def _watch(self) -> None:
+        self._begun.acquire()
+        if self._cancelled.acquire(timeout=self._length_s):
+            return
+        say(f"\nharness: the grace period of {self._length_s:g} s is over: ending without the rest\n")
+        last_words = threading.Thread(target=self._on_over, daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_S)
+        os._exit(PREEMPTED)
 
 
 class DeadWorkers:
@@ -129,7 +201,7 @@ class DeadWorkers:
                 self._on_death()
 
 
-@contextmanager
+@contextlib.contextmanager
 def undisturbed_by_children() -> Iterator[None]:
     """Keep torch's SIGCHLD handler quiet while a run is closed.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import Callback, Trainer
+from harness import Callback, Trainer, session
 from harness.loggers.base import BaseLogger
 
 TRAIN = """
@@ -78,6 +78,7 @@ def trained_until(foo: Any) -> int:
     [
         ("SIGINT", 0, -2),
         ("SIGTERM", 2, 143),
+        ("SIGUSR1", 2, 143),
         pytest.param("SIGTERM", 0, 143, marks=pytest.mark.slow),
         pytest.param("SIGINT", 2, -2, marks=pytest.mark.slow),
     ],
@@ -114,6 +115,63 @@ def test_a_signal_ends_the_run_cleanly(
     assert recorded[: last - 10] == [f"ProfilerStep#{step}" for step in range(11, last + 1)]
     assert len(recorded) <= last - 10 + (workers > 0)
     assert name in str(trace), "the trace says why it was cut"
+
+
+def test_sigterm_behind_sigusr1_is_not_a_second_one(
+    start_script: Callable[..., Any], root: Path, written: Callable[..., Any]
+) -> None:
+    text = TRAIN.replace("time.sleep(0.001)", "time.sleep(0.001 if index < 80 else 0.1)")
+    script = start_script(text, root)
+    script.wait_for("twenty")
+    script.process.send_signal(signal.SIGUSR1)
+    time.sleep(0.1)
+    script.process.send_signal(signal.SIGTERM)
+    code, stderr = script.end()
+    assert code == 143, stderr
+    assert "stopped at once" not in stderr
+    foo = written()
+    assert foo.status == "interrupted"
+    assert foo.checkpoints() == [f"ep0-ba{trained_until(foo)}-rank0.pt"]
+
+
+def test_a_step_that_hangs_is_ended_when_the_grace_period_is_over(
+    start_script: Callable[..., Any], root: Path, written: Callable[..., Any]
+) -> None:
+    text = TRAIN.replace("time.sleep(0.001)", "time.sleep(0.001 if index < 80 or len(sys.argv) > 4 else 100)")
+    text = text.replace('loggers=["tensorboard"],', 'loggers=["tensorboard"], grace="1s",')
+    script = start_script(text, root, "save_interval=8ba", "max_duration=30ba")
+    script.wait_for("twenty")
+    script.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code, stderr = script.end()
+    assert code == 143, stderr
+    assert 0.9 < time.monotonic() - began < 10
+    assert "the grace period of 1 s is over" in stderr
+    foo = written()
+    assert foo.status == "interrupted"
+    assert foo.manifest.attempts[0].error == "the grace period was over before everything was written"
+    assert foo.checkpoints() == ["ep0-ba16-rank0.pt", "ep0-ba8-rank0.pt"]
+
+    again = start_script(text, root, "save_interval=8ba", "max_duration=30ba", "resume=1")
+    code, stderr = again.end()
+    assert code == 0, stderr
+    foo = written()
+    assert foo.manifest.attempts[1].resumed_from_step == 16
+    assert trained_until(foo) == 30
+
+
+def test_sigusr1_is_left_to_whoever_uses_it(root: Path) -> None:
+    def own(_number: int, _frame: object) -> None:
+        pass
+
+    earlier = signal.signal(signal.SIGUSR1, own)
+    try:
+        with session("foo", root=root):
+            assert signal.getsignal(signal.SIGUSR1) is own
+            assert signal.getsignal(signal.SIGTERM) is not earlier
+        assert signal.getsignal(signal.SIGUSR1) is own
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
 
 
 @pytest.mark.slow
