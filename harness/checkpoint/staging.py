@@ -8,6 +8,7 @@ it is written.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self._memory: dict[_Shape, list[Tensor]] = {}
+        self._memory: dict[_Shape, deque[Tensor]] = {}
 
     def copy(self, state: Mapping[str, Any]) -> StagedState:
         """Copy a state that `check_plain` has found good.
@@ -84,13 +85,13 @@ def tensor_bytes(state: Mapping[str, Any]) -> int:
 class _Copier:
     """One copy in the making: first all containers, then the memory of all tensors at once."""
 
-    def __init__(self, memory: dict[_Shape, list[Tensor]]) -> None:
+    def __init__(self, memory: dict[_Shape, deque[Tensor]]) -> None:
         self._spare = memory
         self._copies: dict[int, Tensor] = {}
         self._from: list[Tensor] = []
         self._to: list[Tensor] = []
         self._devices: set[torch.device] = set()
-        self.used: dict[_Shape, list[Tensor]] = {}
+        self.used: dict[_Shape, deque[Tensor]] = {}
         self.size_bytes = 0
 
     def copy(self, obj: Any) -> Any:
@@ -146,8 +147,8 @@ class _Copier:
     def _take(self, shape: _Shape, storage: torch.UntypedStorage) -> Tensor:
         dtype, size, device_type = shape
         spare, pinned = self._spare.get(shape), device_type == "cuda"
-        memory = spare.pop() if spare else torch.empty(size, dtype=dtype, pin_memory=pinned)
-        self.used.setdefault(shape, []).append(memory)
+        memory = spare.popleft() if spare else torch.empty(size, dtype=dtype, pin_memory=pinned)
+        self.used.setdefault(shape, deque()).append(memory)
         self.size_bytes += storage.nbytes()
         if pinned:
             self._devices.add(storage.device)

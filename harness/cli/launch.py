@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.cli.errors import FailedRunError
 from harness.cli.run_files import read_directory
 from harness.cli.summary_table import next_lines, shown_path, summary_lines
 from harness.cli.terminal import StdoutError, say, write_lines
 from harness.errors import ConfigError, HarnessError
-from harness.units import Duration
+from harness.units import Duration, DurationUnit
 
 if TYPE_CHECKING:
     from harness.trainer.trainer import Trainer
@@ -42,6 +42,18 @@ class TrainRequest:
     """How often to evaluate."""
     save_interval: str
     """How often to save; `none` saves nothing."""
+    save_num_checkpoints_to_keep: int
+    """-1 keeps all."""
+    save_best: str | None
+    """As `METRIC:min`."""
+    save_weights_only: bool
+    """Save modules alone."""
+    save_async: bool
+    """Whether a save goes on beside the training."""
+    on_save_error: Literal["raise", "warn"]
+    """What to do when a checkpoint cannot be written."""
+    grace: str
+    """From SIGTERM to the end."""
     seed: int | None
     """None leaves the generators alone."""
     loggers: tuple[str, ...]
@@ -52,6 +64,8 @@ class TrainRequest:
     """The folder that holds the runs."""
     resume: bool
     """Go on with the run."""
+    auto_resume: bool
+    """Go on with the run if there is one."""
     overwrite: bool
     """Replace the run."""
     precision: str
@@ -99,6 +113,7 @@ def launch(request: TrainRequest) -> None:
 def _check(request: TrainRequest) -> None:
     """Find plain slips now: importing torch and loading the data take seconds or minutes."""
     from harness.capture.recipe import Recipe
+    from harness.checkpoint.best import SaveBest
     from harness.naming.run_name import resolve_run_name
 
     resolve_run_name(request.run_name, os.environ)
@@ -109,8 +124,16 @@ def _check(request: TrainRequest) -> None:
     Duration.parse(request.log_interval, option="--log-interval", fraction=True)
     if request.save_interval != NONE:
         Duration.parse(request.save_interval, option="--save-interval", fraction=True)
-    if request.resume and request.overwrite:
-        raise ConfigError("--resume keeps the run and --overwrite removes it", hint="give one of the two")
+    if Duration.parse(request.grace, option="--grace").unit is not DurationUnit.SECOND:
+        raise ConfigError(f"--grace={request.grace} is not a time", hint="give a time such as 25s or 2min")
+    keep = request.save_num_checkpoints_to_keep
+    if keep < 1 and keep != -1:
+        raise ConfigError(f"--keep={keep} would keep no checkpoint", hint="give a number from 1, or -1 to keep all")
+    if request.save_best is not None:
+        SaveBest.parse(request.save_best)
+    for option, given in (("--resume", request.resume), ("--auto-resume", request.auto_resume)):
+        if given and request.overwrite:
+            raise ConfigError(f"{option} keeps the run and --overwrite removes it", hint="give one of the two")
     if NONE in request.loggers and len(request.loggers) > 1:
         raise ConfigError("--logger none together with other loggers", hint="give none alone, or the others")
 
@@ -147,11 +170,17 @@ def _build(request: TrainRequest) -> Trainer:
         config={"workload": request.workload, "workload_options": dict(request.options)},
         root=request.root,
         profile=request.profile,
-        resume=request.resume,
+        resume=request.resume or ("auto" if request.auto_resume else False),
         overwrite=request.overwrite,
         loggers=_loggers(request.loggers),
         log_interval=request.log_interval,
         save_interval=None if request.save_interval == NONE else request.save_interval,
+        save_num_checkpoints_to_keep=request.save_num_checkpoints_to_keep,
+        save_best=request.save_best,
+        save_weights_only=request.save_weights_only,
+        save_async=request.save_async,
+        on_save_error=request.on_save_error,
+        grace=request.grace,
     )
 
 

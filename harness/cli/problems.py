@@ -16,6 +16,7 @@ _CAPTURE = {
 def find_problems(health: Mapping[str, Any]) -> list[str]:
     """The problems as sentences, the gravest part first; none for a run in good health."""
     return [
+        *_of_checkpoints(_table(health, "checkpoints")),
         *_of_capture(_table(health, "capture")),
         *_of_sampler(_table(health, "sampler")),
         *(line for name, one in _table(health, "loggers").items() for line in _of_logger(name, one)),
@@ -27,6 +28,13 @@ def find_problems(health: Mapping[str, Any]) -> list[str]:
 def _table(health: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     found = health.get(part)
     return found if isinstance(found, dict) else {}
+
+
+def _of_checkpoints(checkpoints: Mapping[str, Any]) -> Iterator[str]:
+    if checkpoints.get("unsaved"):
+        yield str(checkpoints["unsaved"])
+    if checkpoints.get("failed"):
+        yield f"{checkpoints['failed']} checkpoints could not be saved"
 
 
 def _of_capture(capture: Mapping[str, Any]) -> Iterator[str]:
