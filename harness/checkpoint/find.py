@@ -109,14 +109,22 @@ def load_checkpoint(path: Path, *, run_name: str | None = None, rank: int | None
         CheckpointError: It cannot be read, is no checkpoint, is of another run or rank, or (NewerFormatError)
             was made by a newer version of the harness.
     """
+    return check_state(load_plain(path), path.name, run_name=run_name, rank=rank)
+
+
+def load_plain(path: Path) -> Any:
+    """Read what torch.save wrote to the CPU, whatever it is. No code in the file is run.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds more than tensors and plain types.
+    """
     _check_container(path)
     try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         # torch tells a torn file in half a dozen error types; a missing codec, a refused type and a full
         # memory too
         raise CheckpointError(f"{path.name} cannot be loaded: {cause(error)}") from error
-    return check_state(loaded, path.name, run_name=run_name, rank=rank)
 
 
 def file_fault(path: Path, entry: IndexEntry) -> str | None:

@@ -35,6 +35,7 @@ FORMAT = 1
 WEIGHTS_ONLY = "weights_only"
 """The entry, True, of a checkpoint that holds modules alone, so that no run can go on from it."""
 _CAUSE_LENGTH = 400
+_RESUME_HINT = "resume with the objects and options the run was started with, or start a new run under another name"
 _ENTRIES: dict[str, type] = {
     "run_name": str,
     "rank": int,
@@ -72,10 +73,15 @@ def weights(stateful: Mapping[str, Stateful]) -> dict[str, Any]:
     return gather({name: obj for name, obj in stateful.items() if isinstance(obj, nn.Module)})
 
 
-def restore(saved: Mapping[str, Any], stateful: Mapping[str, Stateful]) -> None:
+def restore(saved: Mapping[str, Any], stateful: Mapping[str, Stateful], *, hint: str = _RESUME_HINT) -> None:
     """Load each object's saved state into it.
 
     Names are compared first: when they differ nothing has been touched.
+
+    Args:
+        saved: From `gather`.
+        stateful: The objects, by the same names.
+        hint: What to do when they do not fit each other.
 
     Raises:
         CheckpointError: Names are missing or unexpected (the message lists both), or an object does not take
@@ -88,7 +94,7 @@ def restore(saved: Mapping[str, Any], stateful: Mapping[str, Stateful]) -> None:
             "the checkpoint does not hold the state of this run's objects:"
             f" missing in the checkpoint: {', '.join(missing) or 'none'};"
             f" in the checkpoint but not in this run: {', '.join(unexpected) or 'none'}",
-            hint="resume with the objects the run was started with, or start a new run under another name",
+            hint=hint,
         )
     for name, obj in stateful.items():
         try:
@@ -96,7 +102,7 @@ def restore(saved: Mapping[str, Any], stateful: Mapping[str, Stateful]) -> None:
         except Exception as error:
             raise CheckpointError(
                 f"state[{name!r}] ({type(obj).__name__}) does not take its saved state: {cause(error)}",
-                hint="resume with the same architecture and options, or start a new run under another name",
+                hint=hint,
             ) from error
 
 

@@ -68,6 +68,10 @@ class TrainRequest:
     """Go on with the run if there is one."""
     overwrite: bool
     """Replace the run."""
+    load_path: str | None
+    """What a new run starts from."""
+    load_weights_only: bool
+    """Whether only weights are taken from it."""
     precision: str
     """The Trainer's."""
     device: str | None
@@ -106,7 +110,7 @@ def launch(request: TrainRequest) -> None:
         _show(trainer)
     except StdoutError as error:
         say(f"{error}; the same table: harness show {directory.run_name}")  # the training is what counts
-    if directory.resumed and trainer.state.timestamp.batch == first_step:
+    if first_step and trainer.state.timestamp.batch == first_step:
         say("note: the run had reached its max_duration before, so nothing was trained; give a longer --max-duration")
 
 
@@ -134,8 +138,16 @@ def _check(request: TrainRequest) -> None:
     for option, given in (("--resume", request.resume), ("--auto-resume", request.auto_resume)):
         if given and request.overwrite:
             raise ConfigError(f"{option} keeps the run and --overwrite removes it", hint="give one of the two")
+    _check_load(request)
     if NONE in request.loggers and len(request.loggers) > 1:
         raise ConfigError("--logger none together with other loggers", hint="give none alone, or the others")
+
+
+def _check_load(request: TrainRequest) -> None:
+    if request.load_weights_only and request.load_path is None:
+        raise ConfigError("--load-weights-only without --load-path: there is nothing to load", hint="give --load-path")
+    if request.load_path == "":
+        raise ConfigError("--load-path is empty", hint="give a checkpoint or the directory of a run")
 
 
 def _build(request: TrainRequest) -> Trainer:
@@ -172,6 +184,8 @@ def _build(request: TrainRequest) -> Trainer:
         profile=request.profile,
         resume=request.resume or ("auto" if request.auto_resume else False),
         overwrite=request.overwrite,
+        load_path=request.load_path,
+        load_weights_only=request.load_weights_only,
         loggers=_loggers(request.loggers),
         log_interval=request.log_interval,
         save_interval=None if request.save_interval == NONE else request.save_interval,

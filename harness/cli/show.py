@@ -18,7 +18,7 @@ from harness.errors import RunDirError
 
 if TYPE_CHECKING:
     from harness.cli.run_files import RunFiles
-    from harness.run.manifest import Attempt
+    from harness.run.manifest import Attempt, Parent
 
 _ATTEMPTS = (
     Column(title="attempt", right=True),
@@ -119,10 +119,25 @@ def _facts(run: RunFiles) -> Iterator[tuple[str, str]]:
     manifest = run.manifest
     yield "device", manifest.device or "-"
     yield "recipe", str(manifest.recipe.get("name", "-"))
+    if manifest.parent is not None:
+        yield "parent", _parent(manifest.parent)
     if manifest.git is not None:
         changed = ", with changes" if manifest.git.get("dirty") else ""
         yield "git", f"{manifest.git.get('commit')}{changed}"
     yield "versions", ", ".join(f"{name} {version or '-'}" for name, version in manifest.versions.items())
+
+
+def _parent(parent: Parent) -> str:
+    """What the run was started from."""
+    from harness.cli.summary_table import shown_path
+
+    path = shown_path(Path(parent.path))
+    what = "weights only" if parent.weights_only else "all of it"
+    return (
+        f"{what} ({path})"
+        if parent.run_name is None
+        else f"{parent.run_name} after step {parent.step}, {what} ({path})"
+    )
 
 
 def _time(iso: str | None) -> str:

@@ -104,6 +104,17 @@ _OPTIONS: tuple[Any, ...] = (
     ),
     click.option("--overwrite", is_flag=True, help="Remove the run NAME first, if there is one."),
     click.option(
+        "--load-path",
+        metavar="PATH",
+        help="Start the new run from a checkpoint of another one: a file, or a run's directory, such as runs/foo, for "
+        "its newest good one. All is loaded, as on --resume. A run that is resumed goes on from its own.",
+    ),
+    click.option(
+        "--load-weights-only",
+        is_flag=True,
+        help="Load the weights alone and begin at step 1; --load-path may then be a file of model.state_dict() too.",
+    ),
+    click.option(
         "--precision",
         type=click.Choice(["fp32", "amp_bf16", "amp_fp16"]),
         default="fp32",

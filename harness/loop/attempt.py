@@ -343,6 +343,7 @@ def _facts(session: Session, checked: Checked) -> RunFacts:
         device=session.options.device or device_in_use(),
         world_size=checked.ranks.world_size,
         rank=checked.ranks.rank,
+        parent=session.parent,
     )
 
 

@@ -20,6 +20,8 @@ class RunKeywords(TypedDict, total=False):
     profile: str | os.PathLike[str] | Recipe | None
     resume: bool | Literal["auto"]
     overwrite: bool
+    load_path: str | os.PathLike[str] | None
+    load_weights_only: bool
     loggers: Sequence[str | Logger]
     log_interval: str | int | Duration
     save_interval: str | int | Duration | None

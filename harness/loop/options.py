@@ -37,6 +37,12 @@ class SessionOptions:
     """Go on with the run of this name from its newest checkpoint; `auto` starts fresh where there is none."""
     overwrite: bool = False
     """Throw an existing run of this name away first."""
+    load_path: str | os.PathLike[str] | None = None
+    """Start a new run from this checkpoint of another run, or from its newest good one if this is a run's directory. A
+    run that is resumed goes on from its own checkpoint and needs this only while it has none."""
+    load_weights_only: bool = False
+    """Load modules only and begin at step 1; takes a plain `state_dict` too. Else all is loaded: the state of all
+    objects, counts, random numbers and the place in the data, as on resume."""
     loggers: Sequence[str | Logger] = ()
     """Loggers beside JSONL and text: `tensorboard`, `progress`, `my_pkg:MyLogger`, or instances."""
     log_interval: str | int | Duration = "1ba"
@@ -96,6 +102,7 @@ class SessionOptions:
                     f"state[{name!r}] is a {type(obj).__name__} without state_dict and load_state_dict",
                     hint="give the model, optimizer or scheduler object itself",
                 )
+        self._check_load()
         for option in ("save_interval", "save_best"):
             if getattr(self, option) is not None and not self.state:
                 raise ConfigError(
@@ -103,6 +110,25 @@ class SessionOptions:
                     hint='give state={"model": model, "optimizer": optimizer}',
                 )
         self.log_every, self.save_every, self.best, self.grace_s, self.trace_template  # noqa: B018 - raise now, not later
+
+    def _check_load(self) -> None:
+        if self.load_path is None:
+            if self.load_weights_only:
+                raise ConfigError(
+                    "load_weights_only=True without load_path: there is nothing to load",
+                    hint="give load_path=, a checkpoint or the directory of a run",
+                )
+            return
+        path = os.fspath(self.load_path) if isinstance(self.load_path, os.PathLike) else self.load_path
+        if not isinstance(path, str) or not path:
+            raise ConfigError(
+                f"load_path={self.load_path!r} is no path", hint="give a checkpoint or the directory of a run"
+            )
+        if not self.state:
+            raise ConfigError(
+                f"load_path={str(self.load_path)!r} without state= has nothing to load into",
+                hint='give state={"model": model, "optimizer": optimizer}',
+            )
 
     @property
     def root_path(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,6 @@ from harness.errors import CheckpointError
 from harness.loop.options import SessionOptions
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,6 @@ def find_resume_point(
     search = newest_verified(folder)
     if search.found is None:
         set_aside(search.skipped)
-        _log.warning("run %r has no checkpoint to go on from: it starts again at step 1", directory.run_name)
         return None
     if not options.state:
         raise CheckpointError(

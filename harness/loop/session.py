@@ -16,6 +16,7 @@ from harness.errors import ConfigError
 from harness.loop import parts
 from harness.loop.attempt import Attempt
 from harness.loop.keywords import SessionKeywords
+from harness.loop.loading import describe, load_again, load_before_claim
 from harness.loop.options import SessionOptions
 from harness.loop.plan import CountFn, Plan, make_plan
 from harness.loop.resume import Resumed, find_resume_point
@@ -25,6 +26,7 @@ from harness.loop.steps import WORKER_DIED, Stepper
 from harness.loop.streams import announce, occupy_closed_streams, say
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
+from harness.run.manifest import Parent
 from harness.run.manifest_file import EndStatus
 from harness.timeline.phases import CHECKPOINT, LOGGERS, OTHER, PhaseTable
 from harness.timeline.recorder import Phase, Recorder
@@ -37,9 +39,10 @@ Hook = Callable[[], None]
 class Session:
     """One attempt of a run. Made by `harness.session`; use it as a context manager.
 
-    Making it claims the run directory and, on resume, reads the newest checkpoint into `state`; entering it writes the
-    manifest, opens the loggers and starts the background threads; leaving it writes everything out, also after an
-    exception. When a signal ended the run, leaving raises KeyboardInterrupt or SystemExit(143).
+    Making it claims the run directory and reads a checkpoint into `state`: on resume the run's newest one, else that of
+    `load_path`. Entering it writes the manifest, opens the loggers and starts the background threads; leaving it writes
+    everything out, also after an exception. When a signal ended the run, leaving raises KeyboardInterrupt or
+    SystemExit(143).
 
     Args:
         options: What is asked for.
@@ -71,16 +74,25 @@ class Session:
         self._attempt: Attempt | None = None
         self._stepper: Stepper | None = None
         occupy_closed_streams()
+        loaded = load_before_claim(options, self._checked, self.timestamp)
         self.directory: RunDirectory = parts.claim(options, self._checked.name)
         self.resumed: Resumed | None = None
+        """What is still to be put back when the first epoch is opened."""
         try:
             fields = parts.static_fields(self.run_name, self._checked.ranks, attempt=0)
             self.resumed = find_resume_point(options, self._checked.checkpoint_paths, self.directory, fields)
             if self.resumed is not None:
                 self.resumed.restore(options.state, self.timestamp)
+                loaded = None  # a run of this name came up since
+            elif self.directory.resumed:
+                loaded = load_again(options, self._checked, self.directory, self.timestamp)
+            if loaded is not None:
+                self.resumed = loaded.resumed
         except BaseException:
             self.directory.release()
             raise
+        self.parent: Parent | None = None if loaded is None else loaded.parent
+        """The checkpoint that the run starts from, if this attempt has loaded it."""
         self.name_is_generated = self._checked.name.name is None
         if self.name_is_generated:  # nobody could know it otherwise
             announce(f"harness: run {self.run_name} in {self.options.root_path / self.run_name}")
@@ -119,10 +131,19 @@ class Session:
         except BaseException:
             self.directory.release()
             raise
+        self._tell_of_loading()
         self.timestamp.start_clock()
         if self.options.handle_signals:
             self._signals.install()
         return self
+
+    def _tell_of_loading(self) -> None:
+        if self.parent is not None:
+            self.log_text(f"started from {describe(self.parent)}")
+        elif self.options.load_path is not None:
+            line = f"load_path={str(self.options.load_path)!r} is not used: the run goes on from its own checkpoint"
+            _log.info("%s", line)
+            self.log_text(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

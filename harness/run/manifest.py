@@ -78,6 +78,21 @@ class Artifact(msgspec.Struct, kw_only=True):
     """Checksum of the content as eight hexadecimal digits."""
 
 
+class Parent(msgspec.Struct, kw_only=True, frozen=True):
+    """The checkpoint that a run was started from, with `load_path`."""
+
+    run_name: str | None = None
+    """The run that saved it; None for weights from elsewhere."""
+    path: str
+    """The file, absolute and without links."""
+    step: int | None = None
+    """The step it was saved after; None for weights from elsewhere."""
+    crc32c: str
+    """Checksum of the file as eight hexadecimal digits."""
+    weights_only: bool
+    """Whether only weights were taken: the run then began at step 1."""
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """The whole of `run.json`. Times are ISO-8601 UTC with milliseconds."""
 
@@ -98,6 +113,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     device: str | None = None
     world_size: int = 1
     rank: int = 0
+    parent: Parent | None = None
+    """What the run was started from; None for one that began from nothing."""
     artifacts: list[Artifact] = []
     own_cost: dict[str, Any] = {}
     health: dict[str, Any] = {}
@@ -133,6 +150,8 @@ class RunFacts:
     """Number of ranks."""
     rank: int = 0
     """The rank that writes this manifest."""
+    parent: Parent | None = None
+    """What this attempt loaded with `load_path`; None leaves what an earlier attempt said."""
 
 
 class RunListing(msgspec.Struct, kw_only=True, frozen=True):

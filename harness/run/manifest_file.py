@@ -128,6 +128,7 @@ class ManifestFile:
             manifest.versions = dict(facts.versions)
             manifest.git = None if facts.git is None else dict(facts.git)
             manifest.device, manifest.world_size, manifest.rank = facts.device, facts.world_size, facts.rank
+            manifest.parent = facts.parent or manifest.parent
         if resumed_from_step is not None:
             self.set_resumed_from_step(resumed_from_step)
         self._write(durable=True)

@@ -47,8 +47,8 @@ DEFAULT_SAVE_INTERVAL = "1ep"
 class Trainer:
     """Trains a model and records the run: one directory named after it, under `runs/`.
 
-    The constructor checks everything, claims the directory and, with `resume`, loads the newest checkpoint; it raises
-    before any work is done.
+    The constructor checks everything, claims the directory and, with `resume` or `load_path`, loads a checkpoint; it
+    raises before any work is done.
 
     Example:
         >>> import torch

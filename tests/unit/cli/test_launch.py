@@ -32,6 +32,8 @@ REQUEST = TrainRequest(
     resume=False,
     auto_resume=False,
     overwrite=False,
+    load_path=None,
+    load_weights_only=False,
     precision="fp32",
     device=None,
 )
@@ -57,6 +59,8 @@ REQUEST = TrainRequest(
         ({"auto_resume": True, "overwrite": True}, ConfigError, "--auto-resume"),
         ({"loggers": ("none", "tensorboard")}, ConfigError, "--logger none"),
         ({"resume": True, "overwrite": True}, ConfigError, "--overwrite"),
+        ({"load_weights_only": True}, ConfigError, "--load-path"),
+        ({"load_path": ""}, ConfigError, "--load-path"),
     ],
 )
 def test_plain_slips_are_found_before_anything_is_made(
