@@ -102,6 +102,14 @@ class CheckpointWriter:
         if not index.keys() <= there:
             write_index(self.folder.index_path, {name: entry for name, entry in index.items() if name in there})
 
+    def check_space(self, num_bytes: int) -> None:
+        """See that there is room for a checkpoint with tensors of this size.
+
+        Raises:
+            CheckpointError: There is not; the message has the bytes needed and free.
+        """
+        check_space(self.folder.path / "a checkpoint", num_bytes)
+
     def save(
         self, state: Mapping[str, Any], fields: Mapping[str, int | str], *, value: float | None = None
     ) -> SavedCheckpoint:

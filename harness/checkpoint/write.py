@@ -19,7 +19,10 @@ from harness.units import format_bytes
 
 _SPARE_BYTES, _SPARE_SHARE = 1 << 16, 0.02
 """Beside the tensors: what else is in the file, and the side manifest."""
-_FREE_SPACE = "free some space, or keep fewer checkpoints with save_num_checkpoints_to_keep"
+_FREE_SPACE = (
+    "free some space, or keep fewer checkpoints (--keep, save_num_checkpoints_to_keep); a new one is written before an"
+    " old one is removed"
+)
 _HINTS = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
@@ -38,6 +41,10 @@ class WriteError(OSError):
 
 def check_space(path: Path, num_bytes: int) -> None:
     """See that a file with tensors of this size has room, before anything is written.
+
+    Args:
+        path: The file.
+        num_bytes: Of its tensors.
 
     Raises:
         CheckpointError: It has not; the message has the bytes needed and free.

@@ -34,7 +34,7 @@ def _of_checkpoints(checkpoints: Mapping[str, Any]) -> Iterator[str]:
     if checkpoints.get("unsaved"):
         yield str(checkpoints["unsaved"])
     if checkpoints.get("failed"):
-        yield f"{checkpoints['failed']} checkpoints could not be saved"
+        yield f"{checkpoints['failed']} saves of a checkpoint failed"
 
 
 def _of_capture(capture: Mapping[str, Any]) -> Iterator[str]:

@@ -19,9 +19,9 @@ from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
 from harness.checkpoint.plain import check_plain
 from harness.checkpoint.position import EpochPosition, EpochStart
 from harness.checkpoint.save import CheckpointWriter
-from harness.checkpoint.staging import StagedState, Staging
+from harness.checkpoint.staging import StagedState, Staging, tensor_bytes
 from harness.checkpoint.state import WEIGHTS_ONLY, build_state, gather, weights
-from harness.errors import ConfigError, HarnessError
+from harness.errors import CheckpointError, ConfigError, HarnessError
 from harness.loop.options import SessionOptions
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
@@ -96,6 +96,18 @@ class Saver:
             )
             if options.best is not None:
                 self._best = BestSoFar(options.best, read_index(folder.index_path))
+            self._check_space()
+
+    def _check_space(self) -> None:
+        """Find a full disk now and not at the first checkpoint. What the optimizer will keep is not known yet."""
+        assert self._writer is not None
+        state = weights(self._options.state) if self._options.save_weights_only else gather(self._options.state)
+        try:
+            self._writer.check_space(tensor_bytes(state))
+        except CheckpointError as error:
+            if self._options.on_save_error == "raise":
+                raise
+            _log.warning("%s", error.message)
 
     def save(self, *, wait: bool = True) -> None:
         """Save now, unless this step was saved already.

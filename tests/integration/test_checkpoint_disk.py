@@ -48,34 +48,59 @@ print("step", step)
 """
 
 
-def test_a_full_disk_costs_the_one_checkpoint_that_did_not_fit(tmp_path: Path) -> None:
+def run_on_small_disk(script: str, folder: Path, *, size: str) -> subprocess.CompletedProcess[str]:
+    """Run a program whose first argument is a folder of this size."""
     unshare = shutil.which("unshare")
-    mount = 'mount -t tmpfs -o size=9m tmpfs "$1"'
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$1"'
     if (
         unshare is None
-        or subprocess.run([unshare, "-rm", "sh", "-c", mount, "sh", str(tmp_path)], capture_output=True).returncode
+        or subprocess.run([unshare, "-rm", "sh", "-c", mount, "sh", str(folder)], capture_output=True).returncode
     ):
         pytest.skip("no mount namespace can be made here")
-    done = subprocess.run(
-        [
-            unshare,
-            "-rm",
-            "sh",
-            "-c",
-            f'{mount} && exec "$2" -c "$3" "$1"',
-            "sh",
-            str(tmp_path),
-            sys.executable,
-            SAVE_UNTIL_FULL,
-        ],
+    return subprocess.run(
+        [unshare, "-rm", "sh", "-c", f'{mount} && exec "$2" -c "$3" "$1"', "sh", str(folder), sys.executable, script],
         capture_output=True,
         text=True,
         timeout=60,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
+
+
+def test_a_full_disk_costs_the_one_checkpoint_that_did_not_fit(tmp_path: Path) -> None:
+    done = run_on_small_disk(SAVE_UNTIL_FULL, tmp_path, size="9m")
     assert done.returncode == 0, done.stderr
     told, hint, end = done.stdout.splitlines()
     assert told.startswith("ba5.pt could not be saved in ")
     assert re.search(r"No space left on device; it needs 2\.\d+ MB and [\d.]+ [kM]B are free$", told)
     assert hint.startswith("hint: free some space")
     assert end == "step 5"
+
+
+TRAIN_THOUGH_FULL = """
+import sys
+from pathlib import Path
+import torch
+from harness import session
+from harness.errors import CheckpointError
+
+root = Path(sys.argv[1]) / "runs"
+model = torch.nn.Linear(700, 700)
+for policy in ("raise", "warn"):
+    taken = 0
+    try:
+        with session(policy, root=root, state={"model": model}, save_interval="2ba", on_save_error=policy) as run:
+            for _ in run.steps([torch.ones(1)] * 6, "1ep"):
+                taken += 1
+    except CheckpointError as error:
+        print(error.message)
+    print(policy, taken, run.attempt.manifest.snapshot().status if taken else "")
+"""
+
+
+def test_a_disk_that_is_nearly_full_is_found_before_the_first_step(tmp_path: Path) -> None:
+    done = run_on_small_disk(TRAIN_THOUGH_FULL, tmp_path, size="1m")
+    assert done.returncode == 0, done.stderr
+    told, raised, warned = done.stdout.splitlines()
+    assert "could not be saved in" in told and "it needs 2.0" in told and "are free" in told
+    assert raised == "raise 0 "
+    assert warned == "warn 6 finished"
