@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from harness import Callback, Recipe, Trainer
+from harness import Callback, Recipe, Trainer, session
 from harness.capture.options import ProfileOptions
 from harness.capture.schedule import Schedule
+from harness.checkpoint.find import load_checkpoint
 from harness.errors import LossError
 from harness.trace import load, phase_spans, profiler_steps
 
@@ -209,3 +210,28 @@ def test_a_loss_that_is_not_finite_is_found_a_little_later_and_at_the_latest_at_
 def test_the_manifest_names_the_device(make_trainer: Callable[..., Trainer], written: Callable[..., Any]) -> None:
     make_trainer(device="cuda", max_duration="2ba").fit()
     assert written().manifest.device.startswith("cuda")
+
+
+def test_a_checkpoint_is_copied_in_the_order_of_the_stream_without_waiting_for_the_device(
+    root: Path, written: Callable[..., Any]
+) -> None:
+    model = torch.nn.Linear(2048, 2048, device="cuda")
+    large = torch.randn(8192, 8192, device="cuda")
+    waits_ns = []
+    with session("foo", root=root, state={"model": model}, save_interval="1000ba", device="cuda") as run:
+        for _ in run.steps([torch.ones(1)] * 8, "1ep"):
+            with torch.no_grad():
+                for _ in range(20):  # some tenths of a second on the device
+                    large = torch.nn.functional.normalize(large @ large)
+                model.weight.fill_(run.step)
+            began_ns = time.perf_counter_ns()
+            if run.step in (3, 6):
+                # Between two steps in truth; here the numbers of the step before name it, and the weights are new.
+                run.saver.save(wait=False)
+                waits_ns.append(time.perf_counter_ns() - began_ns)
+                assert not torch.cuda.current_stream().query(), "the device was waited for"
+    foo = written()
+    for step in (2, 5):
+        content = load_checkpoint(foo.path / "checkpoints" / f"ep0-ba{step}-rank0.pt")
+        assert content["state"]["model"]["weight"].eq(step + 1).all()
+    assert waits_ns[1] < 100_000_000
