@@ -9,6 +9,7 @@ from types import TracebackType
 import google_crc32c
 import numpy as np
 
+from harness.checkpoint.index import IndexEntry
 from harness.run.durable import FILE_MODE, write_all
 
 _BLOCK_BYTES = 1 << 20
@@ -25,6 +26,28 @@ def read_crc32c(fd: int) -> str:
     while block := os.read(fd, _BLOCK_BYTES):
         crc = google_crc32c.extend(crc, block)
     return f"{crc:08x}"
+
+
+def file_fault(path: Path, entry: IndexEntry) -> str | None:
+    """What is wrong with a file's bytes, by its entry in the side manifest; None if nothing is.
+
+    Reads the whole file: about 0.3 s per GB.
+    """
+    try:
+        # a fifo that took the file's place would be waited for
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            size_bytes = os.fstat(fd).st_size
+            if size_bytes != entry.size_bytes:
+                return f"has {size_bytes} bytes and was saved with {entry.size_bytes}: torn or overwritten"
+            found = read_crc32c(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if found != entry.crc32c:
+        return f"has checksum {found} and was saved with {entry.crc32c}: its content has changed"
+    return None
 
 
 class ChecksumFile:

@@ -6,7 +6,6 @@ not verify is passed over and left where it is.
 
 from __future__ import annotations
 
-import os
 import stat
 import zipfile
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness.checkpoint.checksum import read_crc32c
+from harness.checkpoint.checksum import file_fault
 from harness.checkpoint.index import IndexEntry, read_index
 from harness.checkpoint.paths import CheckpointFolder, StoredFile
 from harness.checkpoint.state import NewerFormatError, cause, check_state
@@ -125,27 +124,6 @@ def load_plain(path: Path) -> Any:
         # torch tells a torn file in half a dozen error types; a missing codec, a refused type and a full
         # memory too
         raise CheckpointError(f"{path.name} cannot be loaded: {cause(error)}") from error
-
-
-def file_fault(path: Path, entry: IndexEntry) -> str | None:
-    """What is wrong with a file's bytes, by its entry in the side manifest; None if nothing is.
-
-    Reads the whole file: about 0.3 s per GB.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            size_bytes = os.fstat(fd).st_size
-            if size_bytes != entry.size_bytes:
-                return f"has {size_bytes} bytes and was saved with {entry.size_bytes}: torn or overwritten"
-            found = read_crc32c(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if found != entry.crc32c:
-        return f"has checksum {found} and was saved with {entry.crc32c}: its content has changed"
-    return None
 
 
 def _fault(folder: CheckpointFolder, file: StoredFile, step: int, entry: IndexEntry | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import msgspec
 from harness.run.durable import write_atomically
 
 _log = logging.getLogger(__name__)
+
+INDEX_NAME = re.compile(r"checkpoints-rank(?P<rank>0|[1-9][0-9]{0,8})\.json")
+"""The names that `index_name` gives."""
 
 
 class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,6 +39,8 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `save_best` goes by."""
     value: float | None = None
     """Of that metric after this step; None where it was not logged then."""
+    weights_only: bool = False
+    """Whether it holds the weights alone, so that no run can go on from it."""
 
 
 _decoder = msgspec.json.Decoder(dict[str, IndexEntry])

@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.checkpoint.find import FoundCheckpoint, SkippedCheckpoint
-from harness.checkpoint.paths import CheckpointFolder
+from harness.checkpoint.paths import DAMAGED_ENDING, CheckpointFolder
 from harness.run.durable import open_folder, replace_symlink
 
 _log = logging.getLogger(__name__)
-_ENDING = ".damaged"
 
 
 def set_aside(skipped: Iterable[SkippedCheckpoint]) -> None:
@@ -34,7 +33,7 @@ def set_aside(skipped: Iterable[SkippedCheckpoint]) -> None:
 def _rename(path: Path) -> str:
     with open_folder(path.parent) as folder:
         for number in itertools.count(1):
-            name = path.name + _ENDING + (str(number) if number > 1 else "")
+            name = path.name + DAMAGED_ENDING + (str(number) if number > 1 else "")
             try:
                 os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:

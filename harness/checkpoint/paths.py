@@ -19,6 +19,11 @@ from harness.naming.template import Template
 
 RUN_FIELDS = frozenset({"run_name", "rank", "local_rank", "node_rank", "world_size", "local_world_size", "hostname"})
 """Fields that are the same at every step: all that a folder and the name of the latest may use."""
+DEFAULT_FOLDER = "{run_name}/checkpoints"
+DEFAULT_FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"
+DEFAULT_LATEST = "latest-rank{rank}.pt"
+DAMAGED_ENDING = ".damaged"
+"""What a resumed run adds to the name of a checkpoint that did not verify."""
 _STEP_FIELDS = ("batch", "step")
 _EXAMPLES: dict[str, int | str] = {name: field.example for name, field in FIELDS.items()}
 

@@ -25,6 +25,7 @@ from harness.checkpoint.paths import CheckpointFolder
 from harness.checkpoint.plain import check_plain
 from harness.checkpoint.rotate import clean_leftovers, remove, superseded
 from harness.checkpoint.staging import tensor_bytes
+from harness.checkpoint.state import WEIGHTS_ONLY
 from harness.checkpoint.write import WriteError, check_space, refused, write_state
 from harness.errors import CheckpointError, ConfigError, RunDirError
 from harness.run.durable import FILE_MODE, commit, replace_symlink, temporary_path
@@ -142,6 +143,7 @@ class CheckpointWriter:
             saved=now(),
             metric=self._best.metric if self._best is not None and value is not None else None,
             value=value,
+            weights_only=bool(state.get(WEIGHTS_ONLY)),
         )
         entry = self._write(state, path, index, entry)
         self._point(self.folder.latest_path, path.name)

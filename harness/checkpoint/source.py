@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from harness.checkpoint.checksum import read_crc32c
-from harness.checkpoint.find import file_fault, load_plain
+from harness.checkpoint.checksum import file_fault, read_crc32c
+from harness.checkpoint.find import load_plain
 from harness.checkpoint.index import IndexEntry, read_index
 from harness.checkpoint.origin import newest_of_run
 from harness.checkpoint.state import WEIGHTS_ONLY, check_state

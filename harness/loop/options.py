@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.checkpoint.best import SaveBest
+from harness.checkpoint.paths import DEFAULT_FILENAME, DEFAULT_FOLDER, DEFAULT_LATEST
 from harness.errors import ConfigError
 from harness.naming.template import Template
 from harness.run.placement import check_placement
@@ -49,11 +50,11 @@ class SessionOptions:
     """How often metrics are taken: `1ba` takes each step's. A bare int means epochs."""
     save_interval: str | int | Duration | None = None
     """How often a checkpoint is saved; None saves none."""
-    save_folder: str = "{run_name}/checkpoints"
+    save_folder: str = DEFAULT_FOLDER
     """Template of the checkpoint folder."""
-    save_filename: str = "ep{epoch}-ba{batch}-rank{rank}.pt"
+    save_filename: str = DEFAULT_FILENAME
     """Template of a checkpoint's file name."""
-    save_latest_filename: str | None = "latest-rank{rank}.pt"
+    save_latest_filename: str | None = DEFAULT_LATEST
     """Template of the link to the newest checkpoint; None makes none."""
     save_num_checkpoints_to_keep: int = -1
     """How many checkpoints stay on disk; -1 keeps all."""

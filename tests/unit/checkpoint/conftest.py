@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from harness.checkpoint.inventory import CheckpointFile, RankFolder, find_folders, list_files
 from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
 from harness.checkpoint.state import build_state
 from harness.run.directory import RunDirectory
+from harness.run.manifest import RunFacts
+from harness.run.manifest_file import ManifestFile
 
 RUN_FIELDS: dict[str, int | str] = {"run_name": "foo", "rank": 0, "world_size": 1}
 
@@ -58,3 +61,21 @@ def make_state() -> Callable[..., dict[str, Any]]:
         )
 
     return make
+
+
+@pytest.fixture
+def manifest(directory: RunDirectory) -> ManifestFile:
+    """The run's `run.json`."""
+    facts = RunFacts(run_name="foo", name_source="run_name", argv=["train"], pid=1, host="here")
+    return ManifestFile.start(directory.manifest_path, facts)
+
+
+@pytest.fixture
+def look(directory: RunDirectory, manifest: ManifestFile) -> Callable[..., tuple[RankFolder, list[CheckpointFile]]]:
+    """Lists the run's only folder with checkpoints, as a command does that knows no templates."""
+
+    def find(*, is_alive: bool = False) -> tuple[RankFolder, list[CheckpointFile]]:
+        (found,) = find_folders(directory, manifest.snapshot())
+        return found, list_files(found, lambda: is_alive)
+
+    return find
