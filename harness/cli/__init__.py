@@ -15,6 +15,7 @@ import click.utils
 
 from harness import __version__
 from harness.cli.bench import bench
+from harness.cli.checkpoints import checkpoints
 from harness.cli.errors import tell
 from harness.cli.ls import ls
 from harness.cli.profiles import profiles
@@ -39,7 +40,7 @@ def harness() -> None:
     """
 
 
-for command in (train, profile, ls, show, profiles, tensorboard, bench):
+for command in (train, profile, ls, show, checkpoints, profiles, tensorboard, bench):
     harness.add_command(command)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import mmap
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from harness.errors import TraceFormatError
-from harness.run.directory import RunDirectory
+from harness.errors import RunDirError, TraceFormatError
+from harness.run.directory import RunDirectory, list_runs
 from harness.run.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -47,6 +50,27 @@ class Evaluation:
     """By short name, such as `loss`; NaN and infinities as text."""
 
 
+def find_run(root: Path, run_name: str) -> tuple[RunDirectory, Manifest]:
+    """A run of `root`, and its `run.json`.
+
+    Raises:
+        RunNameError: The name breaks the rules.
+        RunDirError: There is no such run (the hint has names like it), or its `run.json` cannot be read.
+    """
+    try:
+        directory = RunDirectory.find(root, run_name)
+        return directory, _read_manifest(directory)
+    except RunDirError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise RunDirError(f"there is no run {run_name!r} in {root}", hint=_near(root, run_name)) from error
+
+
+def _near(root: Path, run_name: str) -> str:
+    near = difflib.get_close_matches(run_name, [run.run_name for run in list_runs(root)], n=3)
+    return f"did you mean {', '.join(near)}?" if near else f"harness ls --root {shlex.quote(str(root))} lists the runs"
+
+
 def read_run(root: Path, run_name: str) -> RunFiles:
     """Read a run of `root`.
 
@@ -54,7 +78,7 @@ def read_run(root: Path, run_name: str) -> RunFiles:
         RunNameError: The name breaks the rules.
         RunDirError: There is no such run, or its `run.json` cannot be read.
     """
-    return read_directory(RunDirectory.find(root, run_name))
+    return _read_files(*find_run(root, run_name))
 
 
 def read_directory(directory: RunDirectory) -> RunFiles:
@@ -63,7 +87,10 @@ def read_directory(directory: RunDirectory) -> RunFiles:
     Raises:
         RunDirError: Its `run.json` cannot be read.
     """
-    manifest = _read_manifest(directory)
+    return _read_files(directory, _read_manifest(directory))
+
+
+def _read_files(directory: RunDirectory, manifest: Manifest) -> RunFiles:
     steps, steps_error = _read_steps(directory.steps_path(manifest.rank))
     return RunFiles(
         directory=directory,

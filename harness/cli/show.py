@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +13,6 @@ import click
 from harness.cli.options import json_option, root_option
 from harness.cli.table import Column, render_pairs, render_table
 from harness.cli.terminal import write_json, write_lines
-from harness.errors import RunDirError
 
 if TYPE_CHECKING:
     from harness.cli.run_files import RunFiles
@@ -49,12 +47,7 @@ def show(run_name: str, root: Path, as_json: bool) -> None:
     """
     from harness.cli.run_files import read_run
 
-    try:
-        run = read_run(root, run_name)
-    except RunDirError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        raise RunDirError(f"there is no run {run_name!r} in {root}", hint=_near(root, run_name)) from error
+    run = read_run(root, run_name)
     if as_json:
         write_json(to_document(run))
     else:
@@ -142,12 +135,3 @@ def _parent(parent: Parent) -> str:
 
 def _time(iso: str | None) -> str:
     return (iso or "-").replace("T", " ")[:19]
-
-
-def _near(root: Path, run_name: str) -> str:
-    import difflib
-
-    from harness.run.directory import list_runs
-
-    near = difflib.get_close_matches(run_name, [run.run_name for run in list_runs(root)], n=3)
-    return f"did you mean {', '.join(near)}?" if near else f"harness ls --root {shlex.quote(str(root))} lists the runs"

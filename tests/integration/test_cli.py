@@ -287,7 +287,7 @@ def test_help_is_instant_and_loads_nothing_heavy(project: Project) -> None:
         "heavy = [name for name in ('torch', 'numpy', 'rich', 'psutil', 'msgspec') if name in sys.modules]\n"
         "print(code, heavy, time.process_time(), file=sys.stderr)\n"
     )
-    for command in ((), ("train",), ("ls",)):
+    for command in ((), ("train",), ("ls",), ("checkpoints",)):
         seconds = []
         for _ in range(5):
             result = subprocess.run(
@@ -302,9 +302,10 @@ def test_reading_commands_load_no_torch(profiled: Profiled) -> None:
     program = (
         "import sys\nfrom harness.cli import main\nassert main(sys.argv[1:]) == 0\nassert 'torch' not in sys.modules\n"
     )
-    for command in (("ls",), ("show", "foo"), ("show", "foo", "--json"), ("profiles",), ("profiles", "quick")):
+    commands = ("ls", "show foo", "show foo --json", "checkpoints foo", "checkpoints foo --verify", "profiles quick")
+    for command in (*commands, "profiles", "checkpoints foo --keep 9"):
         subprocess.run(
-            [sys.executable, "-c", program, *command], cwd=profiled.project.path, check=True, timeout=TIMEOUT_S
+            [sys.executable, "-c", program, *command.split()], cwd=profiled.project.path, check=True, timeout=TIMEOUT_S
         )
 
 

@@ -221,9 +221,10 @@ HELP = (
         "import harness.loggers; [harness.loggers.make_logger(name) for name in ('jsonl', 'text', 'tensorboard')]",
         "import harness.capture.finish",
         "import harness.workloads, harness.models, harness.checkpoint",
+        "import harness.checkpoint.inventory, harness.checkpoint.verify, harness.checkpoint.prune",
         HELP,
     ],
-    ids=["root", "light", "trace", "report", "run", "loggers", "finish", "lazy", "help"],
+    ids=["root", "light", "trace", "report", "run", "loggers", "finish", "lazy", "checkpoints", "help"],
 )
 def test_torch_is_not_loaded_by(code: str) -> None:
     program = f"import sys\n{code}\nprint('loaded' if 'torch' in sys.modules else 'free of torch')"
