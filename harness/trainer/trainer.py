@@ -34,7 +34,7 @@ from harness.trainer.setup import (
     stateful,
 )
 from harness.trainer.state import State
-from harness.trainer.train_step import StepParts, TrainStep
+from harness.trainer.train_step import LOSS_NAME, StepParts, TrainStep
 from harness.units import Duration, DurationUnit
 
 if TYPE_CHECKING:
@@ -255,6 +255,10 @@ class Trainer:
             session.epoch_start_hooks.append(lambda: self._call("epoch_start"))
         if self._events["batch_end"]:
             session.step_end_hooks.append(lambda: self._call("batch_end"))
+        best = session.options.best
+        if best is not None and best.metric == LOSS_NAME:
+            # Its own loss does not pass through `session.log`. A number on a device is waited for then.
+            session.step_end_hooks.append(lambda: session.saver.offer({LOSS_NAME: self.state.loss}))
         if self._epoch_schedulers:
             session.epoch_end_hooks.append(self._step_schedulers)
         if self._eval_dataloader is not None:

@@ -208,6 +208,18 @@ class TestBest:
         assert all(one["value"] > 0 for one in index.values())
         assert str((foo.path / "checkpoints" / "best-rank0.pt").readlink()) == "ep0-ba7-rank0.pt"
 
+    def test_the_loss_of_the_trainer_itself(
+        self, make_trainer: Callable[..., Any], written: Callable[..., Any]
+    ) -> None:
+        make_trainer(max_duration="2ep", save_interval=None, save_best="loss/train/total:min:2").fit()
+        foo = written()
+        losses = foo.by_step("loss/train/total")
+        best = sorted(losses, key=losses.__getitem__)[:2]
+        index = json.loads((foo.path / "checkpoints" / "checkpoints-rank0.json").read_bytes())
+        values = {one["step"]: one["value"] for one in index.values()}
+        assert {step: values[step] for step in best} == {step: losses[step] for step in best}
+        assert str((foo.path / "checkpoints" / "best-rank0.pt").readlink()).endswith(f"-ba{best[0]}-rank0.pt")
+
     def test_a_metric_that_is_never_logged_is_told_of(
         self, root: Path, caplog: pytest.LogCaptureFixture, written: Callable[..., Any]
     ) -> None:
