@@ -39,6 +39,8 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `save_best` goes by."""
     value: float | None = None
     """Of that metric after this step; None where it was not logged then."""
+    for_best: bool = False
+    """Saved because it was one of the best, and for no other reason: it goes when it is not any more."""
     weights_only: bool = False
     """Whether it holds the weights alone, so that no run can go on from it."""
 

@@ -40,12 +40,11 @@ def superseded(
         index: The side manifest, with the one just saved.
         saved_name: The one just saved. Never returned.
         keep: How many to keep; -1 keeps all.
-        best: Names that stay however old they are.
+        best: Names that stay however old they are. Those that were saved for that alone go when they are not in it.
     """
-    if keep == -1:
-        return []
     saved_step = index[saved_name].step
     good: list[tuple[int, str]] = []
+    outdone: list[tuple[int, str]] = []
     unlisted: list[tuple[int, str]] = []
     for file in stored:
         entry = index.get(file.name)
@@ -55,12 +54,15 @@ def superseded(
         if entry is None:
             unlisted.append((step, file.name))
         elif entry.size_bytes == file.size_bytes:
-            good.append((step, file.name))
+            (outdone if entry.for_best else good).append((step, file.name))
     good.sort(reverse=True)
-    kept, gone = good[: keep - 1], good[keep - 1 :]
-    if len(kept) == keep - 1:
-        oldest_step = kept[-1][0] if kept else saved_step
-        gone += [(step, name) for step, name in unlisted if step < oldest_step]
+    gone = outdone
+    if keep != -1:
+        kept = good[: keep - 1]
+        gone += good[keep - 1 :]
+        if len(kept) == keep - 1:
+            oldest_step = kept[-1][0] if kept else saved_step
+            gone += [(step, name) for step, name in unlisted if step < oldest_step]
     return [name for _, name in sorted(gone) if name not in best]
 
 

@@ -112,7 +112,12 @@ class CheckpointWriter:
         check_space(self.folder.path / "a checkpoint", num_bytes)
 
     def save(
-        self, state: Mapping[str, Any], fields: Mapping[str, int | str], *, value: float | None = None
+        self,
+        state: Mapping[str, Any],
+        fields: Mapping[str, int | str],
+        *,
+        value: float | None = None,
+        for_best: bool = False,
     ) -> SavedCheckpoint:
         """Save a state and return when it is durable. An earlier file of the same step is replaced.
 
@@ -123,6 +128,7 @@ class CheckpointWriter:
             state: From `build_state`; plain types and tensors only.
             fields: Counts for the file's name, `epoch` and `batch` (or `step`) among them.
             value: Of the metric that `best` goes by, after this step.
+            for_best: Whether it is saved for that alone: it goes when it is not one of the best any more.
 
         Raises:
             CheckpointError: The state holds something no load would read, the name belongs to another step,
@@ -143,6 +149,7 @@ class CheckpointWriter:
             saved=now(),
             metric=self._best.metric if self._best is not None and value is not None else None,
             value=value,
+            for_best=for_best,
             weights_only=bool(state.get(WEIGHTS_ONLY)),
         )
         entry = self._write(state, path, index, entry)

@@ -109,11 +109,12 @@ class Saver:
                 raise
             _log.warning("%s", error.message)
 
-    def save(self, *, wait: bool = True) -> None:
+    def save(self, *, wait: bool = True, for_best: bool = False) -> None:
         """Save now, unless this step was saved already.
 
         Args:
             wait: Return when it is durable. Else return when it is copied; `raise_failure` tells what went wrong.
+            for_best: Whether it is saved for `save_best` alone.
 
         Raises:
             ConfigError: The session was made without `save_interval` and `save_best`.
@@ -132,23 +133,28 @@ class Saver:
         self._directory.check_in_place()
         self._wait_for_earlier()
         self.raise_failure()
-        self._start(wait=wait or not self._options.save_async)
-
-    def _start(self, *, wait: bool) -> None:
-        step, state = self._timestamp.batch, self._state()
-        fields = {**self._fields, **self._timestamp.fields()}
-        value, self._value = self._value, None
-        self._saved_step = step
-        if wait:
-            try:
-                self._write(state, fields, value)
-            except HarnessError as error:
-                self._note_failure(step, error)
-                self.raise_failure()
+        state = self._state()
+        write = partial(
+            self._write,
+            fields={**self._fields, **self._timestamp.fields()},
+            value=self._value,
+            for_best=for_best,
+        )
+        self._value = None
+        self._saved_step = self._timestamp.batch
+        if wait or not self._options.save_async:
+            self._write_now(partial(write, state))
         else:
             check_plain(state, "checkpoint")
             staged = self._staging.copy(state)
-            self._background.start(partial(self._write_staged, staged, fields, value))
+            self._background.start(partial(_write_staged, staged, write))
+
+    def _write_now(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except HarnessError as error:
+            self._note_failure(self._saved_step, error)
+            self.raise_failure()
 
     def _state(self) -> dict[str, Any]:
         build = partial(
@@ -167,14 +173,12 @@ class Saver:
         start = self.epoch_start or EpochStart.capture(self.loader, epoch=ts.epoch)
         return EpochPosition(start=start, batch_in_epoch=ts.batch_in_epoch)
 
-    def _write_staged(self, staged: StagedState, fields: Mapping[str, int | str], value: float | None) -> None:
-        staged.wait()
-        self._write(staged.content, fields, value)
-
-    def _write(self, state: Mapping[str, Any], fields: Mapping[str, int | str], value: float | None) -> None:
+    def _write(
+        self, state: Mapping[str, Any], *, fields: Mapping[str, int | str], value: float | None, for_best: bool
+    ) -> None:
         assert self._writer is not None
         self._flush()
-        saved = self._writer.save(state, fields, value=value)
+        saved = self._writer.save(state, fields, value=value, for_best=for_best)
         self._saved_path = saved.path
         self._counts["saved"] += 1
         self._unsaved = None
@@ -260,7 +264,7 @@ class Saver:
             failure = error
         is_best = self.takes_best()
         if self._timestamp.batch and (self._options.save_interval is not None or is_best):
-            self.save()
+            self.save(for_best=self._options.save_interval is None)
         if self._best is not None and not self._best.is_known:
             _log.warning("save_best goes by %r, which was never logged", self._best.metric)
         if failure is not None and self._unsaved is not None:
@@ -284,3 +288,8 @@ class Saver:
     def health(self) -> dict[str, object]:
         """Counts for `run.json`."""
         return {**self._counts, "last_step": self._saved_step, "unsaved": self._unsaved}
+
+
+def _write_staged(staged: StagedState, write: Callable[[Mapping[str, Any]], None]) -> None:
+    staged.wait()
+    write(staged.content)

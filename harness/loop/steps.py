@@ -245,9 +245,10 @@ class Stepper:
         """Save between two steps: the line of the last one is then on the disk before its checkpoint is."""
         saver = self._attempt.saver
         is_best = saver.takes_best()
-        if (self._save_every is not None and self._save_every.due(self._ts)) or is_best:
+        is_due = self._save_every is not None and self._save_every.due(self._ts)
+        if is_due or is_best:
             self._recorder.mark(CHECKPOINT)
-            saver.save(wait=False)
+            saver.save(wait=False, for_best=not is_due)
         self._recorder.mark(BETWEEN)
 
     def _end_epoch(self) -> None:

@@ -174,8 +174,15 @@ class TestBest:
         ]
 
     def test_only_the_best_are_saved_where_no_interval_is_given(self, root: Path, written: Callable[..., Any]) -> None:
-        self.train(root, save_best="val:max")
+        self.train(root, save_best="val:max:2")
         assert written().checkpoints() == ["ep0-ba1-rank0.pt", "ep0-ba8-rank0.pt"]
+
+    def test_what_was_saved_for_being_best_goes_when_it_is_outdone_and_the_rest_stays(
+        self, root: Path, written: Callable[..., Any]
+    ) -> None:
+        self.train(root, save_interval="3ba", save_best="val:min")
+        steps = sorted(int(name.split("-")[1][2:]) for name in written().checkpoints())
+        assert steps == [3, 5, 6, 8], "1 and 2 were the best for a while"
 
     def test_the_best_of_an_earlier_attempt_counts(self, root: Path, written: Callable[..., Any]) -> None:
         options = {"save_interval": "3ba", "save_best": "val:min", "save_num_checkpoints_to_keep": 1}
@@ -217,7 +224,7 @@ class TestBest:
         best = sorted(losses, key=losses.__getitem__)[:2]
         index = json.loads((foo.path / "checkpoints" / "checkpoints-rank0.json").read_bytes())
         values = {one["step"]: one["value"] for one in index.values()}
-        assert {step: values[step] for step in best} == {step: losses[step] for step in best}
+        assert values == {step: losses[step] for step in sorted(best)}
         assert str((foo.path / "checkpoints" / "best-rank0.pt").readlink()).endswith(f"-ba{best[0]}-rank0.pt")
 
     def test_a_metric_that_is_never_logged_is_told_of(
