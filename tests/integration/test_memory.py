@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +82,33 @@ def test_windows_leave_nothing_behind(root: Path) -> None:
     finally:
         tracemalloc.stop()
     assert grown[-1] - grown[4] < MB / 5, grown
+
+
+SAVES = """
+import itertools, resource, sys
+import torch
+from harness import session
+
+model = torch.nn.Linear(5000, 5000)  # 100 MB
+before = 0
+options = {"save_interval": "1ba", "save_num_checkpoints_to_keep": 1}
+with session("foo", root=sys.argv[1], state={"model": model}, **options) as run:
+    for _ in run.steps(itertools.repeat(torch.ones(1)), "6ba"):
+        with torch.no_grad():
+            model.weight.add_(1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = before or peak
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+def test_saving_beside_the_training_takes_the_memory_of_one_copy(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert 90 * MB < int(done.stdout) < 125 * MB
