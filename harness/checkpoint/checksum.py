@@ -1,4 +1,9 @@
-"""CRC-32C of a checkpoint's bytes: taken while torch writes them, and again when a file is verified."""
+"""CRC-32C of a checkpoint's bytes: taken while torch writes them, and again when a file is verified.
+
+Each file also carries its own, as the comment at the end of the zip archive that it is. So it can be verified where
+the side manifest was lost, does not know it, or was left behind when the file was copied. torch and zip tools read
+such a file as any other.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,19 @@ import google_crc32c
 import numpy as np
 
 from harness.checkpoint.index import IndexEntry
+from harness.errors import CheckpointError
 from harness.run.durable import FILE_MODE, write_all
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
+_END_BYTES = 22
+"""Of the record an archive without a comment ends in."""
+_END_MAGIC = b"PK\x05\x06"
+_NO_COMMENT = b"\0\0"
+_SEAL_MAGIC = b"crc32c:"
+_SEAL_LENGTH = (len(_SEAL_MAGIC) + 8).to_bytes(2, "little")
+_SEAL_BYTES = len(_SEAL_LENGTH) + len(_SEAL_MAGIC) + 8
+"""Of the comment with its length, which all bytes before are counted into."""
 
 
 def read_crc32c(fd: int) -> str:
@@ -22,9 +36,47 @@ def read_crc32c(fd: int) -> str:
     Raises:
         OSError: It cannot be read.
     """
+    return _crc32c_of_next(fd, None)
+
+
+def check_seal(path: Path) -> bool:
+    """See that a file is as it was written, by the checksum it carries. Reads all of it: about 0.3 s per GB.
+
+    Returns:
+        False where it carries none: another program than this harness wrote it.
+
+    Raises:
+        CheckpointError: It is not as it was written, or does not end as such an archive ends.
+        OSError: It cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        end = os.pread(fd, _END_BYTES, max(0, size_bytes - _END_BYTES))
+        if end.startswith(_END_MAGIC) and end.endswith(_NO_COMMENT):
+            return False
+        seal = end[-_SEAL_BYTES:]
+        if not seal.startswith(_SEAL_LENGTH + _SEAL_MAGIC):
+            raise CheckpointError(f"{path.name} does not end as a checkpoint ends: torn or overwritten")
+        crc32c = _crc32c_of_next(fd, size_bytes - _SEAL_BYTES)
+    finally:
+        os.close(fd)
+    if _seal(crc32c) != seal:
+        carried = seal[-8:].decode("ascii", "replace")
+        raise CheckpointError(f"{path.name} has checksum {crc32c} and carries {carried}: its content has changed")
+    return True
+
+
+def _seal(crc32c: str) -> bytes:
+    return _SEAL_LENGTH + _SEAL_MAGIC + crc32c.encode()
+
+
+def _crc32c_of_next(fd: int, num_bytes: int | None) -> str:
     crc = 0
-    while block := os.read(fd, _BLOCK_BYTES):
+    left = num_bytes
+    while block := os.read(fd, _BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
         crc = google_crc32c.extend(crc, block)
+        left = None if left is None else left - len(block)
     return f"{crc:08x}"
 
 
@@ -51,7 +103,7 @@ def file_fault(path: Path, entry: IndexEntry) -> str | None:
 
 
 class ChecksumFile:
-    """A new file for torch.save that takes the checksum of what goes by.
+    """A new file for torch.save that takes the checksum of what goes by, and ends in it.
 
     `write` never raises: an exception would travel through torch's C++ writer, which writes again while it cleans up
     and then tells of positions in the archive instead. The first error is kept, and raised when the file is closed.
@@ -77,17 +129,31 @@ class ChecksumFile:
             if size_bytes < _SMALL_BYTES:
                 self._pending += data
                 if len(self._pending) >= _BLOCK_BYTES:
-                    self.flush()
+                    self._write_pending(but=_END_BYTES)
             else:
-                self.flush()
+                self._write_pending()
                 self._put(data)
         return size_bytes
 
     def flush(self) -> None:
-        """Write what was held back: torch makes eight small writes for each tensor."""
-        if self._pending:
-            pending, self._pending = self._pending, bytearray()
+        """Nothing: what is held back is written with what follows, or when the file is closed."""
+
+    def _write_pending(self, *, but: int = 0) -> None:
+        """Write what was held back, all but so many bytes: torch makes eight small writes for each tensor."""
+        end = len(self._pending) - but
+        if end > 0:
+            pending, self._pending = self._pending[:end], self._pending[end:]
             self._put(pending)
+
+    def _close_archive(self) -> None:
+        """Write the rest, and the checksum in the place of the comment that an archive of torch's has not."""
+        end = self._pending[-_END_BYTES:]
+        if end.startswith(_END_MAGIC) and end.endswith(_NO_COMMENT):
+            del self._pending[-len(_NO_COMMENT) :]
+            self._write_pending()
+            self.size_bytes += _SEAL_BYTES - len(_NO_COMMENT)
+            self._put(_seal(self.hexdigest()))
+        self._write_pending()
 
     def _put(self, data: bytes | bytearray | memoryview) -> None:
         if self._error is not None:
@@ -117,7 +183,7 @@ class ChecksumFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.flush()
+        self._close_archive()
         try:
             os.close(self._fd)
         except OSError as close_error:

@@ -6,19 +6,24 @@ not verify is passed over and left where it is.
 
 from __future__ import annotations
 
+import logging
 import stat
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.checkpoint.checksum import file_fault
+from harness.checkpoint.checksum import check_seal, file_fault
 from harness.checkpoint.index import IndexEntry, read_index
 from harness.checkpoint.paths import CheckpointFolder, StoredFile
 from harness.checkpoint.state import NewerFormatError, cause, check_state
 from harness.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+_NO_CHECKSUM = "has no checksum, neither in the side manifest nor of its own: what changed in it could not be noticed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +37,7 @@ class FoundCheckpoint:
     size_bytes: int
     """Its size."""
     listed: bool
-    """Whether size and checksum agreed with the side manifest; else it was verified by loading it."""
+    """Whether size and checksum agreed with the side manifest; else the checksum it carries did, and it loads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +65,41 @@ class Search:
 def newest_verified(folder: CheckpointFolder) -> Search:
     """The checkpoint of the highest step whose size and checksum agree with the side manifest.
 
-    One that is not in the side manifest (a kill came between the rename and the list) is verified by loading
-    it. The `latest` link and the times of files play no part.
+    One that is not in the side manifest, or that took the place of the one listed, must agree with the checksum it
+    carries, load, and be of this run and rank. One without any checksum is taken, with a warning, only where there is
+    no other. The `latest` link and the times of files play no part.
 
     Raises:
         CheckpointError: The folder cannot be read.
         NewerFormatError: The newest one was made by a newer version of the harness.
     """
     index = _read_index(folder)
+    candidates, skipped = _candidates(folder, index)
+    unproven: FoundCheckpoint | None = None
+    num_newer = 0
+    for step, file in candidates:
+        try:
+            found, proven = _verify(folder, file, step, index.get(file.name))
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            skipped.append(_skip(folder, file, step, error.message))
+            continue
+        if proven:
+            return Search(found=found, skipped=tuple(skipped))
+        if unproven is None:
+            unproven, num_newer = found, len(skipped)
+        skipped.append(_skip(folder, file, step, _NO_CHECKSUM))
+    if unproven is None:
+        return Search(found=None, skipped=tuple(skipped))
+    _log.warning("%s %s; there is no other", unproven.path, _NO_CHECKSUM)
+    return Search(found=unproven, skipped=tuple(skipped[:num_newer]))
+
+
+def _candidates(
+    folder: CheckpointFolder, index: Mapping[str, IndexEntry]
+) -> tuple[list[tuple[int, StoredFile]], list[SkippedCheckpoint]]:
+    """The files by step, highest first, and those whose step nothing tells."""
     candidates = []
     skipped = []
     for file in folder.stored(index):
@@ -78,23 +110,15 @@ def newest_verified(folder: CheckpointFolder) -> Search:
             if step is None:
                 skipped.append(_skip(folder, file, None, reason))
                 continue
-        candidates.append((step, file.name, file))
-    for step, _, file in sorted(candidates, key=lambda one: one[:2], reverse=True):
-        fault = _fault(folder, file, step, index.get(file.name))
-        if fault is None:
-            found = FoundCheckpoint(
-                path=folder.path / file.name,
-                step=step,
-                size_bytes=file.size_bytes,
-                listed=file.name in index,
-            )
-            return Search(found=found, skipped=tuple(skipped))
-        skipped.append(_skip(folder, file, step, fault))
-    return Search(found=None, skipped=tuple(skipped))
+        candidates.append((step, file))
+    return sorted(candidates, key=lambda one: (one[0], one[1].name), reverse=True), skipped
 
 
 def load_checkpoint(path: Path, *, run_name: str | None = None, rank: int | None = None) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. No code in the file is run, whatever it holds.
+    """Read a checkpoint to the CPU, if it agrees with the checksum it carries. No code in the file is run, whatever
+    it holds.
+
+    A file that carries none is read too: torch.save wrote it, and whether it has changed cannot be told.
 
     Args:
         path: The file.
@@ -105,39 +129,66 @@ def load_checkpoint(path: Path, *, run_name: str | None = None, rank: int | None
         The dict that `harness.checkpoint.state` describes.
 
     Raises:
-        CheckpointError: It cannot be read, is no checkpoint, is of another run or rank, or (NewerFormatError)
-            was made by a newer version of the harness.
+        CheckpointError: It cannot be read, has changed, is no checkpoint, is of another run or rank, or
+            (NewerFormatError) was made by a newer version of the harness.
     """
-    return check_state(load_plain(path), path.name, run_name=run_name, rank=rank)
+    return _load(path, run_name=run_name, rank=rank)[0]
 
 
 def load_plain(path: Path) -> Any:
     """Read what torch.save wrote to the CPU, whatever it is. No code in the file is run.
 
     Raises:
-        CheckpointError: It cannot be read, or holds more than tensors and plain types.
+        CheckpointError: It cannot be read, has changed by the checksum it carries, or holds more than tensors and
+            plain types.
     """
+    return _load_plain(path)[0]
+
+
+def _load(path: Path, *, run_name: str | None, rank: int | None) -> tuple[dict[str, Any], bool]:
+    """The checkpoint, and whether it carries a checksum."""
+    loaded, sealed = _load_plain(path)
+    return check_state(loaded, path.name, run_name=run_name, rank=rank), sealed
+
+
+def _load_plain(path: Path) -> tuple[Any, bool]:
     _check_container(path)
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        sealed = check_seal(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu"), sealed
     except Exception as error:
         # torch tells a torn file in half a dozen error types; a missing codec, a refused type and a full
         # memory too
         raise CheckpointError(f"{path.name} cannot be loaded: {cause(error)}") from error
 
 
-def _fault(folder: CheckpointFolder, file: StoredFile, step: int, entry: IndexEntry | None) -> str | None:
+def _verify(
+    folder: CheckpointFolder, file: StoredFile, step: int, entry: IndexEntry | None
+) -> tuple[FoundCheckpoint, bool]:
+    """A file that is whole, as far as can be told, and whether a checksum says so.
+
+    Raises:
+        CheckpointError: It is not; the message is the reason.
+    """
     path = folder.path / file.name
-    if entry is not None:
-        return file_fault(path, entry)
+    fault = None if entry is None else file_fault(path, entry)
+    if entry is not None and fault is None:
+        return FoundCheckpoint(path=path, step=step, size_bytes=file.size_bytes, listed=True), True
     try:
-        loaded = load_checkpoint(path, run_name=folder.run_name, rank=folder.rank)
+        loaded, sealed = _load(path, run_name=folder.run_name, rank=folder.rank)
     except NewerFormatError:
         raise
     except CheckpointError as error:
-        return f"does not load: {error.message}"
+        raise CheckpointError(fault or f"does not load: {error.message}") from error
+    if fault is not None and not sealed:
+        raise CheckpointError(fault)
     saved_step = loaded["timestamp"]["batch"]
-    return None if saved_step == step else f"was saved after step {saved_step}, not {step} as its name says"
+    if file.step not in (None, saved_step):
+        raise CheckpointError(f"was saved after step {saved_step}, not {file.step} as its name says")
+    return FoundCheckpoint(path=path, step=saved_step, size_bytes=file.size_bytes, listed=False), sealed
 
 
 def _step_inside(folder: CheckpointFolder, file: StoredFile) -> tuple[int | None, str]:

@@ -1,7 +1,7 @@
 """The side manifest of a checkpoint folder: what each file's bytes must be.
 
-torch's files carry no checksum that a load would look at: a flipped bit in a tensor loads without a word. One
-small JSON file per rank, `checkpoints-rank0.json`, has each checkpoint's size and CRC-32C.
+torch looks at no checksum when it loads: a flipped bit in a tensor loads without a word. One small JSON file per rank,
+`checkpoints-rank0.json`, has each checkpoint's size and CRC-32C.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def now() -> str:
 def read_index(path: Path) -> dict[str, IndexEntry]:
     """The entries by file name. One that is not there, or was damaged (with a warning), has none.
 
-    Without its entry a checkpoint is still found: it is then verified by loading it.
+    Without its entry a checkpoint is still found: it is then verified by the checksum it carries, and by loading it.
 
     Raises:
         OSError: The file is there and cannot be read.
@@ -73,7 +73,7 @@ def read_index(path: Path) -> dict[str, IndexEntry]:
     try:
         entries = _decoder.decode(data)
     except msgspec.DecodeError as error:
-        _log.warning("%s is damaged (%s): its checkpoints will be verified by loading them", path, error)
+        _log.warning("%s is damaged (%s): its checkpoints will be verified by their own checksums", path, error)
         return {}
     # a name is joined to the folder later: nothing that leads out of it may come from the file
     return {name: entry for name, entry in entries.items() if "/" not in name and not name.startswith(".")}
