@@ -6,6 +6,7 @@ not verify is passed over and left where it is.
 
 from __future__ import annotations
 
+import errno
 import logging
 import stat
 import zipfile
@@ -23,7 +24,13 @@ from harness.checkpoint.state import NewerFormatError, cause, check_state
 from harness.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
+_DAMAGE = frozenset({errno.EIO, errno.ENOENT, errno.ELOOP, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN})
+"""What a disk says of a file that is bad or gone; all else says something of this process or the moment."""
 _NO_CHECKSUM = "has no checksum, neither in the side manifest nor of its own: what changed in it could not be noticed"
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read here and now, and nothing says that it is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +79,8 @@ def newest_verified(folder: CheckpointFolder) -> Search:
     Raises:
         CheckpointError: The folder cannot be read.
         NewerFormatError: The newest one was made by a newer version of the harness.
+        UnreadableError: Whether the newest one is good cannot be told: this user may not read it, the memory does not
+            suffice, or the like. To go on from an older one would throw away what was trained since.
     """
     index = _read_index(folder)
     candidates, skipped = _candidates(folder, index)
@@ -80,7 +89,7 @@ def newest_verified(folder: CheckpointFolder) -> Search:
     for step, file in candidates:
         try:
             found, proven = _verify(folder, file, step, index.get(file.name))
-        except NewerFormatError:
+        except (NewerFormatError, UnreadableError):
             raise
         except CheckpointError as error:
             skipped.append(_skip(folder, file, step, error.message))
@@ -129,8 +138,9 @@ def load_checkpoint(path: Path, *, run_name: str | None = None, rank: int | None
         The dict that `harness.checkpoint.state` describes.
 
     Raises:
-        CheckpointError: It cannot be read, has changed, is no checkpoint, is of another run or rank, or
-            (NewerFormatError) was made by a newer version of the harness.
+        CheckpointError: It has changed, is no checkpoint, is of another run or rank, or (NewerFormatError) was made by
+            a newer version of the harness.
+        UnreadableError: It cannot be read, or agrees with its checksum and torch does not load it all the same.
     """
     return _load(path, run_name=run_name, rank=rank)[0]
 
@@ -139,8 +149,8 @@ def load_plain(path: Path) -> Any:
     """Read what torch.save wrote to the CPU, whatever it is. No code in the file is run.
 
     Raises:
-        CheckpointError: It cannot be read, has changed by the checksum it carries, or holds more than tensors and
-            plain types.
+        CheckpointError: It has changed by the checksum it carries, or holds more than tensors and plain types.
+        UnreadableError: It cannot be read, or agrees with its checksum and torch does not load it all the same.
     """
     return _load_plain(path)[0]
 
@@ -156,13 +166,14 @@ def _load_plain(path: Path) -> tuple[Any, bool]:
     try:
         sealed = check_seal(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     try:
         return torch.load(path, weights_only=True, map_location="cpu"), sealed
     except Exception as error:
         # torch tells a torn file in half a dozen error types; a missing codec, a refused type and a full
         # memory too
-        raise CheckpointError(f"{path.name} cannot be loaded: {cause(error)}") from error
+        kind = UnreadableError if sealed else CheckpointError
+        raise kind(f"{path.name} cannot be loaded: {cause(error)}") from error
 
 
 def _verify(
@@ -179,7 +190,7 @@ def _verify(
         return FoundCheckpoint(path=path, step=step, size_bytes=file.size_bytes, listed=True), True
     try:
         loaded, sealed = _load(path, run_name=folder.run_name, rank=folder.rank)
-    except NewerFormatError:
+    except (NewerFormatError, UnreadableError):
         raise
     except CheckpointError as error:
         raise CheckpointError(fault or f"does not load: {error.message}") from error
@@ -195,7 +206,7 @@ def _step_inside(folder: CheckpointFolder, file: StoredFile) -> tuple[int | None
     """The step of a file that neither its name nor the side manifest tells, or why it has none."""
     try:
         return int(load_checkpoint(folder.path / file.name)["timestamp"]["batch"]), ""
-    except NewerFormatError:
+    except (NewerFormatError, UnreadableError):
         raise
     except CheckpointError as error:
         return None, f"does not load: {error.message}"
@@ -212,6 +223,14 @@ def _read_index(folder: CheckpointFolder) -> dict[str, IndexEntry]:
         raise CheckpointError(f"{folder.index_path} cannot be read: {error.strerror}") from error
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    kind = CheckpointError if error.errno in _DAMAGE else UnreadableError
+    return kind(
+        f"{path} cannot be read: {error.strerror}",
+        hint="make it readable, or move it away to go on from an older one",
+    )
+
+
 def _check_container(path: Path) -> None:
     """Refuse what is no plain file and no archive as torch writes it, before memory is given to it."""
     try:
@@ -220,7 +239,7 @@ def _check_container(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             inflated = [info.filename for info in archive.infolist() if info.compress_size != info.file_size]
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path.name} is torn or no checkpoint: {cause(error)}") from error
     if inflated:
