@@ -25,7 +25,7 @@ from harness.capture.additions import added_events, header_of, trace_name_of
 from harness.capture.repair import clip_overlaps, rewrite_times
 from harness.capture.trace_file import FinishJob, FinishResult
 from harness.errors import CaptureError, HarnessError
-from harness.run.durable import FILE_MODE, commit, disk_error, temporary_path, write_atomically
+from harness.run.durable import commit, create_file, disk_error, temporary_path, write_atomically
 from harness.trace.document import Document, parse_document, read_document
 from harness.trace.reader import Trace, to_columns
 from harness.trace.spans import phase_spans, profiler_steps
@@ -166,9 +166,8 @@ def _json_pieces(
 
 def _write_gzip(path: Path, pieces: Iterable[bytes]) -> None:
     """Compress into a new file that nobody else can have put there."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY
     engine = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW_BITS)
-    with os.fdopen(os.open(path, flags, FILE_MODE), "wb") as file:
+    with os.fdopen(create_file(path), "wb") as file:
         for piece in pieces:
             file.write(engine.compress(piece))
         file.write(engine.flush())

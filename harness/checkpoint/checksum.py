@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.checkpoint.index import IndexEntry
 from harness.errors import CheckpointError
-from harness.run.durable import FILE_MODE, write_all
+from harness.run.durable import create_file, write_all
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
@@ -114,8 +114,7 @@ class ChecksumFile:
     """
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY
-        self._fd = os.open(path, flags, FILE_MODE)
+        self._fd = create_file(path)
         self._crc = 0
         self._error: OSError | None = None
         self._pending = bytearray()

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from harness.run.durable import FILE_MODE, commit, disk_error, open_folder, temporary_path, write_all
+from harness.run.durable import FILE_MODE, commit, create_file, disk_error, open_folder, temporary_path, write_all
 
 MAX_PENDING_BYTES = 8 * 1024 * 1024
 """How much an AppendFile keeps while the disk refuses."""
@@ -214,7 +214,8 @@ def cut_lines_after(path: Path, step: int) -> int:
         RunDirError: The file cannot be read or replaced; it is then as it was.
     """
     try:
-        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open_folder(path.parent) as folder:
+            source = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -234,7 +235,7 @@ def cut_lines_after(path: Path, step: int) -> int:
 
 def _copy_lines(source: BinaryIO, temporary: Path, step: int) -> int:
     decoder = msgspec.json.Decoder(_Line)
-    target = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, FILE_MODE)
+    target = create_file(temporary)
     dropped = 0
     try:
         while lines := source.readlines(_BLOCK_BYTES):

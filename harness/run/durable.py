@@ -63,6 +63,21 @@ def temporary_path(final: Path) -> Path:
     return final.with_name(f".{stem}.{secrets.token_hex(8)}.tmp")
 
 
+def create_file(path: Path) -> int:
+    """Make a new file of mode 0600 and open it for writing; returns its descriptor.
+
+    Args:
+        path: The file, which may not be there. Its folder must be there and may not be a symbolic link, not even one
+            that was put in its place a moment ago.
+
+    Raises:
+        OSError: The system refused.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY
+    with open_folder(path.parent) as folder:
+        return os.open(path.name, flags, FILE_MODE, dir_fd=folder)
+
+
 @contextlib.contextmanager
 def open_folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
     """Open a folder, in the folder `dir_fd` if given, for use as `dir_fd`. Its last name may not be a link.

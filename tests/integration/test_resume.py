@@ -312,37 +312,3 @@ def test_a_loop_of_ones_own_is_resumed_in_its_epoch(
     whole = train("2ep", False, "whole")
     assert train("13ba", False, "foo") + train("2ep", True, "foo") == whole
     assert written("foo").values("weight") == written("whole").values("weight")
-
-
-@pytest.mark.parametrize("name", ["steps-rank0.jsonl", "metrics-rank0.jsonl", "logs-rank0.txt", "run.json"])
-def test_a_link_planted_in_the_run_is_not_followed(
-    name: str, make_trainer: Callable[..., Any], written: Callable[..., Any], tmp_path: Path
-) -> None:
-    make_trainer(save_interval="1ep").fit()
-    victim = tmp_path / "victim"
-    victim.write_bytes((written().path / name).read_bytes())
-    before = victim.read_bytes()
-    (written().path / name).unlink()
-    (written().path / name).symlink_to(victim)
-    with pytest.raises(RunDirError):
-        make_trainer(resume=True, save_interval="1ep", max_duration="2ep").fit()
-    assert victim.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "traces"])
-def test_a_folder_that_became_a_link_is_not_followed(
-    name: str, make_trainer: Callable[..., Any], written: Callable[..., Any], tmp_path: Path
-) -> None:
-    make_trainer(save_interval="1ep", max_duration="30ba", profile="quick").fit()
-    folder, elsewhere = written().path / name, tmp_path / "elsewhere"
-    folder.rename(elsewhere)
-    folder.symlink_to(elsewhere)
-    before = sorted(path.name for path in elsewhere.iterdir())
-    options = {"save_interval": "1ep", "max_duration": "60ba", "profile": "quick"}
-    if name == "checkpoints":
-        with pytest.raises(RunDirError, match="symbolic link"):
-            make_trainer(resume=True, **options).fit()
-    else:
-        make_trainer(resume=True, **options).fit()
-        assert written().manifest.health["capture"]["windows_failed"] == 1
-    assert sorted(path.name for path in elsewhere.iterdir()) == before

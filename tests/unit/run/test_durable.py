@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import stat
 import subprocess
 import sys
 import textwrap
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RunDirError
-from harness.run.durable import commit, fsync_directory, replace_symlink, temporary_path, write_atomically
+from harness.run.durable import commit, create_file, fsync_directory, replace_symlink, temporary_path, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -91,6 +93,20 @@ def test_running_out_of_descriptors_is_a_clear_error(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "ulimit -n" in str(caught.value)
     assert names(tmp_path) == []
+
+
+def test_a_new_file_is_made_only_where_there_is_none_and_behind_no_link(tmp_path: Path) -> None:
+    os.close(create_file(tmp_path / "new"))
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("new", "link"):
+        with pytest.raises(FileExistsError):
+            create_file(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "way").symlink_to("folder")
+    with pytest.raises(OSError, match="way"):
+        create_file(tmp_path / "way" / "new")
+    assert names(tmp_path / "folder") == []
 
 
 def test_commit_gives_a_finished_file_its_name(tmp_path: Path) -> None:
