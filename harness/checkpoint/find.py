@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import stat
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.checkpoint.checksum import check_seal, file_fault
+from harness.checkpoint.container import check_container
 from harness.checkpoint.index import IndexEntry, read_index
 from harness.checkpoint.paths import CheckpointFolder, StoredFile
 from harness.checkpoint.state import NewerFormatError, cause, check_state
@@ -162,8 +161,8 @@ def _load(path: Path, *, run_name: str | None, rank: int | None) -> tuple[dict[s
 
 
 def _load_plain(path: Path) -> tuple[Any, bool]:
-    _check_container(path)
     try:
+        check_container(path)
         sealed = check_seal(path)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -229,19 +228,3 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
         f"{path} cannot be read: {error.strerror}",
         hint="make it readable, or move it away to go on from an older one",
     )
-
-
-def _check_container(path: Path) -> None:
-    """Refuse what is no plain file and no archive as torch writes it, before memory is given to it."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise CheckpointError(f"{path.name} is no regular file")
-        with zipfile.ZipFile(path) as archive:
-            inflated = [info.filename for info in archive.infolist() if info.compress_size != info.file_size]
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path.name} is torn or no checkpoint: {cause(error)}") from error
-    if inflated:
-        # torch stores without compression; a small file that unfolds into a huge one is an attack
-        raise CheckpointError(f"{path.name} is compressed, which no checkpoint is: {inflated[0]}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.checkpoint.find import Search, load_checkpoint, newest_verified
+from harness.checkpoint.find import Search, load_checkpoint, load_plain, newest_verified
 from harness.checkpoint.paths import CheckpointFolder
 from harness.checkpoint.save import CheckpointWriter
 from harness.checkpoint.state import NewerFormatError
@@ -106,6 +106,18 @@ def test_torch_itself_would_load_a_flipped_tensor(saved: list[Path]) -> None:
     assert not torch.load(saved[2], weights_only=True)["state"]["model"]["weight"].eq(10).all()
     with pytest.raises(CheckpointError, match=r"ep1-ba10-rank0\.pt has checksum .* content has changed"):
         load_checkpoint(saved[2])
+
+
+def test_a_copy_that_was_damaged_on_its_way_is_refused(saved: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "somewhere" / "best.pt"
+    copy.parent.mkdir()
+    shutil.copy(saved[2], copy)
+    assert load_plain(copy)["timestamp"]["batch"] == 10
+    data = bytearray(copy.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"best\.pt has checksum .* content has changed"):
+        load_plain(copy)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "null", '{"ep1-ba10-rank0.pt": {"size_bytes": "x"}}', "\xff"])
