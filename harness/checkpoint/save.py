@@ -28,7 +28,7 @@ from harness.checkpoint.staging import tensor_bytes
 from harness.checkpoint.state import WEIGHTS_ONLY
 from harness.checkpoint.write import WriteError, check_space, refused, write_state
 from harness.errors import CheckpointError, ConfigError, RunDirError
-from harness.run.durable import FILE_MODE, commit, replace_symlink, temporary_path
+from harness.run.durable import commit, create_file, replace_symlink, temporary_path
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class CheckpointWriter:
 
     def _probe(self) -> None:
         probe = temporary_path(self.folder.index_path)
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, FILE_MODE))
+        os.close(create_file(probe))
         probe.unlink()
 
     def _drop_entries_without_file(self) -> None:

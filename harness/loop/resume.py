@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checkpoint.find import load_checkpoint, newest_verified
+from harness.checkpoint.find import SkippedCheckpoint, load_checkpoint, newest_verified
 from harness.checkpoint.mend import mend_latest, set_aside
 from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
 from harness.checkpoint.position import EpochPosition
@@ -16,6 +16,9 @@ from harness.errors import CheckpointError
 from harness.loop.options import SessionOptions
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
+
+_SHOWN = 3
+"""Damaged checkpoints that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,16 @@ def find_resume_point(
     Checkpoints that do not verify are named in a warning, passed over and set aside; `latest` is mended.
 
     Raises:
-        CheckpointError: There is a checkpoint and no `state=` to put it into, or it cannot be loaded.
+        CheckpointError: There is a checkpoint and no `state=` to put it into, or it cannot be loaded. Or there are
+            some and none is whole: to begin at step 1 would throw away what the run has written.
     """
     if not directory.resumed:
         return None
     folder = CheckpointFolder(paths, directory.resolve, run_fields)
     search = newest_verified(folder)
     if search.found is None:
-        set_aside(search.skipped)
+        if search.skipped:
+            raise _all_damaged(directory, search.skipped)
         return None
     if not options.state:
         raise CheckpointError(
@@ -77,3 +82,13 @@ def find_resume_point(
     set_aside(search.skipped)
     mend_latest(folder, search.found)
     return Resumed(content, EpochPosition.from_state(content["position"]))
+
+
+def _all_damaged(directory: RunDirectory, skipped: Sequence[SkippedCheckpoint]) -> CheckpointError:
+    faults = "; ".join(f"{one.path.name} {one.reason}" for one in skipped[:_SHOWN])
+    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    return CheckpointError(
+        f"run {directory.run_name!r} has no checkpoint that is whole: {faults}{more}",
+        hint="bring one back from a copy; move the checkpoints away to begin at step 1; or start the run again with"
+        " --overwrite (overwrite=True)",
+    )

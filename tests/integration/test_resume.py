@@ -261,6 +261,23 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     assert written().steps() == list(range(1, 11))
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_what_it_has(
+    make_trainer: Callable[..., Any], written: Callable[..., Any]
+) -> None:
+    make_trainer(save_interval="2ba").fit()
+    foo = written()
+    for path in (foo.path / "checkpoints").glob("ep*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    for resume in (True, "auto"):
+        with pytest.raises(CheckpointError, match="has no checkpoint that is whole: ep0-ba10-rank0.pt has") as caught:
+            make_trainer(resume=resume)
+        assert "and 2 more" in caught.value.message
+        assert "--overwrite" in str(caught.value)
+    assert written().steps() == list(range(1, 11))
+    assert len(written().checkpoints()) == 5
+    make_trainer(overwrite=True).fit()
+
+
 def test_other_data_cannot_be_resumed_in_the_middle_of_an_epoch(
     make_trainer: Callable[..., Any], make_loader: Callable[..., Any], written: Callable[..., Any]
 ) -> None:
