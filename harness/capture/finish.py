@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import os
 import sys
 import time
@@ -25,7 +24,14 @@ from harness.capture.additions import added_events, header_of, trace_name_of
 from harness.capture.repair import clip_overlaps, rewrite_times
 from harness.capture.trace_file import FinishJob, FinishResult
 from harness.errors import CaptureError, HarnessError
-from harness.run.durable import commit, create_file, disk_error, temporary_path, write_atomically
+from harness.run.durable import (
+    commit,
+    create_file,
+    disk_error,
+    remove_leftovers,
+    temporary_path,
+    write_atomically,
+)
 from harness.trace.document import Document, parse_document, read_document
 from harness.trace.reader import Trace, to_columns
 from harness.trace.spans import phase_spans, profiler_steps
@@ -71,7 +77,7 @@ def finish(job: FinishJob, raw: BinaryIO) -> FinishResult:
     """
     final = Path(job.final_path)
     try:
-        _remove_leftovers(final)
+        remove_leftovers(final)  # of a process that was killed over this trace; its lock is ours now
         trace, events, result = _prepare(job, raw)
         temporary = temporary_path(final)
         try:
@@ -183,12 +189,6 @@ def _check(path: Path, num_events: int) -> None:
     damaged = written.truncated or written.repaired or written.dropped
     if damaged or len(written.events) != num_events:
         raise CaptureError(f"{path}: reading back gave {len(written.events)} events of {num_events}")
-
-
-def _remove_leftovers(final: Path) -> None:
-    """Temporary files of a process that was killed over this trace; its lock is ours now."""
-    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def _remove_raw(path: Path) -> None:

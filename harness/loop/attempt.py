@@ -29,7 +29,7 @@ from harness.loop.saving import Saver
 from harness.naming.template import Template
 from harness.report.summary import summarise
 from harness.run.append_file import AppendFile, cut_lines_after
-from harness.run.durable import write_atomically
+from harness.run.durable import remove_leftovers, write_atomically
 from harness.run.manifest import RunFacts
 from harness.run.manifest_file import EndStatus, ManifestFile
 from harness.run.provenance import git_state, versions
@@ -59,6 +59,7 @@ class Attempt:
         self._resumed_step = resumed_step
         self.manifest = manifest
         self._fields = static_fields(directory.run_name, checked.ranks, self.manifest.attempt)
+        remove_leftovers(directory.recipe_path)
         write_atomically(directory.recipe_path, checked.recipe.to_toml().encode())
         self._steps_path = directory.steps_path(checked.ranks.rank)
         if directory.resumed:

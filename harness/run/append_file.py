@@ -19,7 +19,16 @@ from typing import BinaryIO
 
 import msgspec
 
-from harness.run.durable import FILE_MODE, commit, create_file, disk_error, open_folder, temporary_path, write_all
+from harness.run.durable import (
+    FILE_MODE,
+    commit,
+    create_file,
+    disk_error,
+    open_folder,
+    remove_leftovers,
+    temporary_path,
+    write_all,
+)
 
 MAX_PENDING_BYTES = 8 * 1024 * 1024
 """How much an AppendFile keeps while the disk refuses."""
@@ -201,7 +210,8 @@ class _Line(msgspec.Struct):
 def cut_lines_after(path: Path, step: int) -> int:
     """Take a JSONL file back to `step`: the lines of later steps go, and so does a torn line.
 
-    Lines without a `step` stay. The file is replaced in one step, and only when something goes.
+    Lines without a `step` stay. The file is replaced in one step, and only when something goes. What a killed cut
+    left beside it is removed: the run's lock must be held.
 
     Args:
         path: The file. One that is not there has nothing to cut.
@@ -213,6 +223,7 @@ def cut_lines_after(path: Path, step: int) -> int:
     Raises:
         RunDirError: The file cannot be read or replaced; it is then as it was.
     """
+    remove_leftovers(path)
     try:
         with open_folder(path.parent) as folder:
             source = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)

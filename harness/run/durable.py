@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -59,8 +60,23 @@ def _free_space(path: Path) -> str:
 
 def temporary_path(final: Path) -> Path:
     """A new hidden, random name in the folder of `final`, for what is to be renamed to `final`."""
-    stem = final.name.encode()[:_NAME_BYTES].decode(errors="ignore")
-    return final.with_name(f".{stem}.{secrets.token_hex(8)}.tmp")
+    return final.with_name(f"{_temporary_stem(final)}{secrets.token_hex(8)}.tmp")
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove the temporary files that a killed process left beside `final`, as far as that is possible.
+
+    Nobody else may be writing `final` now: its temporary file looks the same. For a run's files, hold its lock.
+    """
+    pattern = re.compile(rf"{re.escape(_temporary_stem(final))}[0-9a-f]{{16}}\.tmp")
+    with contextlib.suppress(OSError), open_folder(final.parent) as folder:
+        for name in os.listdir(folder):  # noqa: PTH208 - by descriptor, so that no link is followed
+            if pattern.fullmatch(name):
+                os.unlink(name, dir_fd=folder)
+
+
+def _temporary_stem(final: Path) -> str:
+    return f".{final.name.encode()[:_NAME_BYTES].decode(errors='ignore')}."
 
 
 def create_file(path: Path) -> int:

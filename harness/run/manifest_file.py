@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from harness.errors import RunDirError
-from harness.run.durable import write_atomically
+from harness.run.durable import remove_leftovers, write_atomically
 from harness.run.manifest import Artifact, Attempt, Manifest, RunFacts, Summary, read_manifest
 from harness.run.redact import redact_argv, redact_config
 from harness.units import NS_PER_MS, NS_PER_S
@@ -78,7 +78,7 @@ class ManifestFile:
         guard: Callable[[], None] = _nothing_to_check,
         unix_ns: Callable[[], int] = time.time_ns,
     ) -> ManifestFile:
-        """Begin an attempt and write it down durably, as `running`.
+        """Begin an attempt and write it down durably, as `running`. Removes what a killed write left beside the file.
 
         Args:
             path: The `run.json`.
@@ -94,6 +94,7 @@ class ManifestFile:
             RunDirError: The manifest that is there cannot be read, or the new one not written.
         """
         manifest = read_manifest(path) if resumed else _new_manifest(facts)
+        remove_leftovers(path)
         file = cls(path, manifest, guard=guard, unix_ns=unix_ns)
         file.begin_attempt(facts, resumed_from_step=resumed_from_step)
         return file

@@ -264,11 +264,11 @@ def test_a_disk_that_takes_no_more_leaves_the_raw_trace_and_no_part_of_a_file(tm
 def test_leftovers_of_a_killed_child_are_removed(tmp_path: Path) -> None:
     job = job_for(tmp_path, raw_trace(STEP_12))
     folder = Path(job.final_path).parent
-    (folder / ".rank0.000012.pt.trace.json.gz.0123abcd.tmp").write_bytes(b"half")
-    (folder / ".rank0.000013.pt.trace.json.gz.0123abcd.tmp").write_bytes(b"of another")
+    (folder / ".rank0.000012.pt.trace.json.gz.0123456789abcdef.tmp").write_bytes(b"half")
+    (folder / ".rank0.000013.pt.trace.json.gz.0123456789abcdef.tmp").write_bytes(b"of another")
     assert finish_now(job).ok
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".rank0.000013.pt.trace.json.gz.0123abcd.tmp",
+        ".rank0.000013.pt.trace.json.gz.0123456789abcdef.tmp",
         "rank0.000012.pt.trace.json.gz",
     ]
 

@@ -8,6 +8,7 @@ import pytest
 
 from harness.errors import RunDirError
 from harness.run.append_file import MAX_PENDING_BYTES, AppendFile, cut_lines_after
+from harness.run.durable import temporary_path
 
 
 def line(number: int, size: int = 64) -> bytes:
@@ -207,6 +208,14 @@ def test_cutting_drops_torn_lines_wherever_they_are(tmp_path: Path) -> None:
     path.write_bytes(b'{"step":1}\n{"st\n\xff\xfe\n[1]\n{"step":2}\n{"step":2}')
     assert cut_lines_after(path, 2) == 4
     assert path.read_bytes() == b'{"step":1}\n{"step":2}\n'
+
+
+def test_cutting_removes_what_a_killed_cut_left(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"step":1}\n')
+    temporary_path(path).write_bytes(b'{"step":')
+    assert cut_lines_after(path, 1) == 0
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_cutting_a_file_with_nothing_to_cut_leaves_the_very_file(tmp_path: Path) -> None:

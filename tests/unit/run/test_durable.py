@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RunDirError
-from harness.run.durable import commit, create_file, fsync_directory, replace_symlink, temporary_path, write_atomically
+from harness.run.durable import (
+    commit,
+    create_file,
+    fsync_directory,
+    remove_leftovers,
+    replace_symlink,
+    temporary_path,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -161,3 +169,19 @@ def test_syncing_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     fsync_directory(tmp_path)
     with pytest.raises(RunDirError):
         fsync_directory(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["run.json", "é" * 100 + ".json", "odd[1]*.json"])
+def test_what_a_killed_write_left_beside_a_file_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    left = [temporary_path(tmp_path / name) for _ in range(2)]
+    stays = [
+        tmp_path / name,
+        temporary_path(tmp_path / "other.json"),
+        tmp_path / f".{name[:80]}.tmp",
+        tmp_path / "x.tmp",
+    ]
+    for path in (*left, *stays):
+        path.touch()
+    remove_leftovers(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == sorted(stays)
+    remove_leftovers(tmp_path / "not" / "there")

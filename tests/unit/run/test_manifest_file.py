@@ -13,6 +13,7 @@ import pytest
 
 from harness.errors import RunDirError
 from harness.run.directory import RunDirectory
+from harness.run.durable import temporary_path
 from harness.run.manifest import RunFacts, read_listing, read_manifest
 from harness.run.manifest_file import ManifestFile, iso_time
 
@@ -107,6 +108,15 @@ def test_a_resumed_run_keeps_its_attempts_and_marks_the_killed_one(tmp_path: Pat
     assert (killed.status, killed.ended, killed.last_step) == ("crashed", None, 57)
     assert (last.pid, last.resumed_from_step, last.first_step, last.last_step) == (43, 50, 51, 60)
     assert (read.status, read.summary.step) == ("finished", 60)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_start_removes_the_manifest_that_a_kill_left_half_written(tmp_path: Path, resumed: bool) -> None:
+    if resumed:
+        start(tmp_path)
+    temporary_path(tmp_path / "run.json").write_bytes(b"{")
+    ManifestFile.start(tmp_path / "run.json", facts(), resumed=resumed)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_resuming_a_manifest_that_cannot_be_read_is_an_error_and_leaves_it(tmp_path: Path) -> None:
