@@ -9,6 +9,7 @@
 #   RESUME=1      go on with the run;  OVERWRITE=1  replace it
 #   PORT          of TensorBoard (6006)
 #   BASE          the revision that benchmark-compare holds the working tree against (main)
+#   N             how often torture kills a process (200)
 #   ARGS          more options, as `harness train --help` lists them; for the tests: pytest's
 
 PYTHON ?= python3
@@ -31,14 +32,14 @@ override $(1) := $$(value $(1))
 export $(1)
 endif
 endef
-$(foreach name,RUN PROFILE WORKLOAD MAX_DURATION ROOT PORT BASE,$(eval $(call as_typed,$(name))))
+$(foreach name,RUN PROFILE WORKLOAD MAX_DURATION ROOT PORT BASE N,$(eval $(call as_typed,$(name))))
 
 is_on = $(filter-out 0 no false off,$($(1)))
 FLAGS := $(if $(call is_on,RESUME),--resume) $(if $(call is_on,OVERWRITE),--overwrite)
 GIVEN := $${PROFILE+--profile="$$PROFILE"} $${WORKLOAD+--workload="$$WORKLOAD"} \
 	$${MAX_DURATION+--max-duration="$$MAX_DURATION"} $${ROOT+--root="$$ROOT"} $(FLAGS)
 
-.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu benchmark benchmark-check benchmark-compare benchmark-peers benchmark-gate lint format typecheck check clean
+.PHONY: help install profile train tensorboard test test-slow test-browser test-gpu torture benchmark benchmark-check benchmark-compare benchmark-peers benchmark-gate lint format typecheck check clean
 
 help: ## Show this
 	@echo 'make profile RUN=foo trains the workload `digits` and captures traces of it into runs/foo'
@@ -68,6 +69,9 @@ test-browser: $(READY) ## Run the tests that drive a headless Chromium
 
 test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+torture: $(READY) ## Kill training processes N=200 times at random moments, resume them, and compare every bit
+	@$(BIN)/python tests/torture/torture.py --kills="$${N-200}" $(ARGS)
 
 benchmark: $(READY) ## Measure what the harness costs (25 minutes), and write docs/overhead.md
 	@mkdir -p build

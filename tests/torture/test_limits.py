@@ -1,0 +1,50 @@
+"""Limits of the process that are reached while it trains, and processes that end before a save has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from evidence import Evidence, complaints_after_kill, complaints_at_end, look
+from nursery import Nursery
+
+DURATION = "16ba"
+TrainWhole = Callable[[str], Evidence]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "hint"),
+    [
+        ({"name": "RLIMIT_FSIZE", "more": 100_000}, "File too large", "ulimit -f"),
+        ({"name": "RLIMIT_NOFILE", "more": 0}, "Too many open files", "ulimit -n"),
+    ],
+    ids=["file_size", "open_files"],
+)
+def test_a_limit_that_is_reached_is_told_and_the_run_goes_on_when_it_is_lifted(
+    limit: dict[str, object], words: str, hint: str, nursery: Nursery, tmp_path: Path, train_whole: TrainWhole
+) -> None:
+    ended = nursery.run("train", tmp_path, max_duration=DURATION, limit={**limit, "after": 9})
+    assert ended.code == 3, ended.stderr
+    assert words in ended.stderr
+    assert hint in ended.stderr
+    assert "Traceback" not in ended.stderr
+    evidence = look(tmp_path)
+    assert complaints_after_kill(evidence) == []
+    assert evidence.temporary == []
+    assert (evidence.found, evidence.num_good) == (8, 2)
+    ended = nursery.run("train", tmp_path, max_duration=DURATION, resume=True)
+    assert ended.code == 0, ended.stderr
+    assert complaints_at_end(look(tmp_path), train_whole(DURATION)) == []
+
+
+@pytest.mark.parametrize("how", ["exit", "os._exit"])
+def test_a_process_that_ends_without_leaving_its_session_has_saved_what_it_waited_for(
+    how: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    ended = nursery.run("save_and_leave", tmp_path, how=how)
+    assert ended.code == 0, ended.stderr
+    evidence = look(tmp_path)
+    assert complaints_after_kill(evidence) == []
+    assert evidence.found == 3
+    assert evidence.temporary == []
