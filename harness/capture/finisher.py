@@ -89,8 +89,9 @@ class TraceFinisher:
         jobs = unfinished_jobs(private_dir)
         wanted = {Path(job.raw_path).parent for job in jobs}
         for folder in private_dir.glob("*/"):
-            # An export that was killed leaves a file under a temporary name; a child, its small files.
-            if folder not in wanted and not (folder / RAW_NAME).exists():
+            # An export that was killed leaves a file under a temporary name; a child, its small files. A raw trace
+            # without a job is finished, and could only not be removed.
+            if folder not in wanted:
                 remove_folder(folder)
         for job in jobs:
             self.add(job)

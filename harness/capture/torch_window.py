@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerAction, ProfilerActivity
 
 from harness.capture.exclusive import ProfilerClaim
-from harness.capture.finisher import RAW_NAME, remove_folder
+from harness.capture.finisher import RAW_NAME
 from harness.capture.options import ProfileOptions
 from harness.capture.schedule import Window
 from harness.errors import CaptureError
@@ -82,24 +82,28 @@ class TorchWindow:
         self._stopped = True
         self._profile.stop()
 
-    def export(self, private_dir: Path) -> Path:
-        """Write the raw trace into a new folder below `private_dir` and return its path. Holds the GIL.
+    def make_folder(self, private_dir: Path) -> Path:
+        """Make a new folder below `private_dir` for the raw trace.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        private_dir.mkdir(mode=0o700, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{self.window.first_active:06d}-", dir=private_dir))
+
+    def export(self, folder: Path) -> None:
+        """Write the raw trace into a folder from `make_folder`, as `RAW_NAME`. Holds the GIL.
 
         Raises:
             CaptureError: torch wrote nothing; it does not say why.
-            OSError: The folder cannot be made.
         """
-        private_dir.mkdir(mode=0o700, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.window.first_active:06d}-", dir=private_dir))
         path = folder / RAW_NAME
         if _PATH_KINETO_GETS_RIGHT.fullmatch(str(path)):
             self._profile.export_chrome_trace(str(path))
         else:
             self._export_by_descriptor(folder)
-        if path.exists() and path.stat().st_size > 0:
-            return path
-        remove_folder(folder)
-        raise CaptureError(f"torch.profiler wrote no trace to {path}", hint="is the disk full, or the folder gone?")
+        if not (path.exists() and path.stat().st_size > 0):
+            raise CaptureError(f"torch.profiler wrote no trace to {path}", hint="is the disk full, or the folder gone?")
 
     def release(self) -> None:
         """Let go of the session and of all that torch holds; to be called last, whatever happened.

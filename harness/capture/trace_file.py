@@ -155,10 +155,19 @@ class FinishingChild:
         return f"the process that finishes {self.job.final_path} ended with {returncode} and left no result"
 
 
-def start_finishing(job: FinishJob) -> FinishingChild:
-    """Write the job file and start the child; takes a few milliseconds.
+def write_job(job: FinishJob) -> None:
+    """Write `job.json` beside `job.result_path`, for the child, and for the next attempt if this one is killed.
 
-    Writes `job.json` and `finish.log` beside `job.result_path`.
+    Raises:
+        RunDirError: It cannot be written.
+    """
+    write_atomically(Path(job.result_path).with_name(JOB_NAME), msgspec.json.encode(job), durable=False)
+
+
+def start_finishing(job: FinishJob) -> FinishingChild:
+    """Start the child; takes a few milliseconds.
+
+    Writes `finish.log` beside `job.result_path`, and the job file if it is not there.
 
     Raises:
         CaptureError: The job file cannot be written or the child not started. The raw trace stays.
@@ -166,7 +175,8 @@ def start_finishing(job: FinishJob) -> FinishingChild:
     folder = Path(job.result_path).parent
     job_path = folder / JOB_NAME
     try:
-        write_atomically(job_path, msgspec.json.encode(job), durable=False)
+        if not job_path.exists():
+            write_job(job)
         with (folder / LOG_NAME).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.capture.finish", str(job_path)],

@@ -16,13 +16,13 @@ from typing import Any
 
 from harness.capture.annotate import PhaseAnnotator
 from harness.capture.exclusive import other_profiler
-from harness.capture.finisher import FinishedTrace, TraceFinisher
+from harness.capture.finisher import RAW_NAME, FinishedTrace, TraceFinisher, remove_folder
 from harness.capture.health import WindowHealth
 from harness.capture.recipe import Recipe
 from harness.capture.schedule import CaptureState, Window
 from harness.capture.system import SystemSample
 from harness.capture.torch_window import TorchWindow
-from harness.capture.trace_file import FinishJob, SystemPoint
+from harness.capture.trace_file import FinishJob, SystemPoint, write_job
 from harness.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -258,12 +258,8 @@ class Capture:
             opened.stop()
             closed_unix_ns = time.time_ns()
             if last_step >= opened.window.first_active:
-                final_path = self._trace_path(opened.window.first_active)
-                export_begin_ns = time.perf_counter_ns()
-                raw_path = opened.export(self._private_dir)
-                export_ns = time.perf_counter_ns() - export_begin_ns
                 samples = self._system_samples(self._opened_unix_ns, closed_unix_ns)
-                self._finisher.add(self._job(opened.window, last_step, cut, raw_path, final_path, samples))
+                export_ns = self._write(opened, last_step, cut, samples)
             else:
                 self._health.windows_dropped += 1
         except Exception as error:
@@ -271,6 +267,25 @@ class Capture:
         self._forget(opened)
         self._health.export_ns += export_ns
         self._health.close_ns += time.perf_counter_ns() - begin_ns - export_ns
+
+    def _write(self, opened: TorchWindow, last_step: int, cut: str | None, samples: list[SystemSample]) -> int:
+        """Write the raw trace and have it finished; how long torch took for it, in ns.
+
+        What is to be done with it is written first: a raw trace that is there can be finished, whenever a kill comes.
+        """
+        final_path = self._trace_path(opened.window.first_active)
+        folder = opened.make_folder(self._private_dir)
+        job = self._job(opened.window, last_step, cut, folder / RAW_NAME, final_path, samples)
+        try:
+            write_job(job)
+            begin_ns = time.perf_counter_ns()
+            opened.export(folder)
+        except BaseException:
+            remove_folder(folder)
+            raise
+        export_ns = time.perf_counter_ns() - begin_ns
+        self._finisher.add(job)
+        return export_ns
 
     def _job(
         self,

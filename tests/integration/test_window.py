@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from harness.capture.finisher import MAX_CHILDREN
 from harness.capture.options import Budget
 from harness.capture.recipe import Recipe, known_recipes
 from harness.capture.schedule import CaptureState, Schedule
@@ -423,12 +424,26 @@ def test_traces_left_by_a_killed_process_are_finished_at_the_next_start(make_run
     torn = tmp_path / ".capture" / "000014-abcdefgh"
     torn.mkdir()
     (torn / "trace.json.tmp").write_bytes(b'{"traceEvents": [')
+    # A raw trace that was finished and could not be removed: its job went.
+    done = tmp_path / ".capture" / "000021-abcdefgh"
+    done.mkdir()
+    (done / "trace.json").write_bytes(kept["trace.json"])
     again = make_run(TWO_WINDOWS)
     assert again.capture.salvage() == 1
     (trace,) = again.capture.wait()
     assert trace.ok
     assert again.traces() == [7]
     assert list((tmp_path / ".capture").iterdir()) == []
+
+
+def test_a_raw_trace_that_waits_for_a_child_can_be_finished_after_a_kill(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(Recipe(name="own", schedule=Schedule(wait=0, warmup=0, active=1, repeat=6)))
+    run.train(8)
+    assert run.capture.health()["traces_pending"] > MAX_CHILDREN
+    raw = list((tmp_path / ".capture").glob("*/trace.json"))
+    assert len(raw) > MAX_CHILDREN
+    assert all(path.with_name("job.json").exists() for path in raw if path.exists())
+    assert len(run.capture.wait()) == 6
 
 
 def test_waiting_is_bounded_and_tells_what_it_waits_for(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
