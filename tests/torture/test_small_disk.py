@@ -128,15 +128,21 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_the_disk_said(small_disk:
     assert evidence.temporary == []
 
 
+@pytest.mark.parametrize(
+    ("spare_bytes", "told"),
+    [(0, "No space left on device"), (64 << 10, "torch.profiler wrote no trace")],
+    ids=["full", "nearly_full"],
+)
 def test_a_disk_that_fills_up_while_a_trace_is_recorded_costs_the_trace_alone(
-    small_disk: SmallDisk, tmp_path: Path, train_whole: TrainWhole
+    spare_bytes: int, told: str, small_disk: SmallDisk, tmp_path: Path, train_whole: TrainWhole
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
-    full = {"full_after": 6, "free_after": 14}
+    full = {"full_after": 6, "free_after": 14, "spare_bytes": spare_bytes}
     ended = small_disk.train(profile=str(recipe), save_interval="16ba", fill_disk=full)
     assert ended.code == 0, ended.stderr
-    assert "trace" in ended.stderr
+    assert "capture of steps 6 to 7 failed" in ended.stderr
+    assert told in ended.stderr
     evidence = small_disk.look()
     assert complaints_at_end(evidence, train_whole(DURATION)) == []
     assert evidence.traces == []

@@ -29,30 +29,33 @@ from harness.trainer.trainer import Trainer
 
 
 class FillDisk(Callback):
-    """Takes the last byte of a disk after one step, and gives all back after another.
+    """Takes what a disk has left after one step, `spare_bytes` apart, and gives all back after another.
 
     Waits `pause_s` before each of the two, so that the threads have written what they have, or met the full disk.
     """
 
-    def __init__(self, folder: Path, *, full_after: int, free_after: int | None, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, *, full_after: int, free_after: int | None, pause_s: float = 0.0, spare_bytes: int = 0
+    ) -> None:
         self.filler = folder / "filler"
         self._full_after = full_after
         self._free_after = free_after
         self._pause_s = pause_s
+        self._spare_bytes = spare_bytes
 
     def batch_end(self, trainer: Trainer) -> None:
         """Called after each step."""
         step = trainer.state.timestamp.batch
         if step == self._full_after:
             time.sleep(self._pause_s)
-            fill(self.filler)
+            fill(self.filler, self._spare_bytes)
         if step == self._free_after:
             time.sleep(self._pause_s)
             self.filler.unlink()
 
 
-def fill(filler: Path) -> None:
-    """Write until the disk takes nothing more."""
+def fill(filler: Path, spare_bytes: int = 0) -> None:
+    """Write until the disk takes nothing more, then give some bytes back."""
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 16, 512):
             try:
@@ -60,6 +63,7 @@ def fill(filler: Path) -> None:
                     pass
             except OSError:
                 continue
+        file.truncate(file.tell() - spare_bytes)
 
 
 class Limit(Callback):
