@@ -41,6 +41,13 @@ class SmallDisk:
         assert ended.code == 0, ended.stderr
         return Evidence.from_dict(json.loads(ended.stdout))
 
+    def tensorboard(self) -> list[int]:
+        """The steps of which TensorBoard shows the loss."""
+        ended = self._nursery.run("tell_tensorboard", self.path)
+        assert ended.code == 0, ended.stderr
+        steps: list[int] = json.loads(ended.stdout)
+        return steps
+
     def remove(self, name: str = "") -> None:
         """Remove a file, or all that there is."""
         assert self._nursery.run("remove", self.path / name).code == 0
@@ -110,11 +117,12 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line_of_any_log(
 ) -> None:
     # long enough for the lines to need another page
     full = {"full_after": 3, "free_after": 52, "pause_s": 1.0}
-    ended = small_disk.train(max_duration="60ba", save_interval="60ba", fill_disk=full)
+    ended = small_disk.train(max_duration="60ba", save_interval="60ba", loggers=["tensorboard"], fill_disk=full)
     assert ended.code == 0, ended.stderr
     evidence = small_disk.look()
     assert complaints_at_end(evidence, train_whole("60ba")) == []
     assert evidence.refused_writes > 0
+    assert small_disk.tensorboard() == evidence.steps
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_what_the_disk_said(small_disk: SmallDisk) -> None:

@@ -19,7 +19,7 @@ import torch
 from evidence import look
 from faults import arm
 from refusals import refuse_saves
-from workload import build
+from workload import LOSS, build
 
 from harness.cli.errors import FailedRunError, tell
 from harness.errors import HarnessError
@@ -188,4 +188,13 @@ def remount(disk: str, how: str) -> int:
 def tell_what_is_there(root: str, name: str = "foo") -> int:
     """Print what a run left, for a reader that does not see this process's disk."""
     print(json.dumps(look(Path(root), name).to_dict()))
+    return 0
+
+
+def tell_tensorboard(root: str) -> int:
+    """Print the steps that TensorBoard shows a loss of."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(Path(root) / "foo"), size_guidance={"scalars": 0}).Reload()
+    print(json.dumps([event.step for event in board.Scalars(LOSS)]))
     return 0
