@@ -133,18 +133,19 @@ def test_a_kill_in_the_middle_of_any_write_of_a_save_loses_nothing(trials: Trial
 @pytest.mark.timeout(600)
 def test_a_kill_anywhere_in_the_life_of_a_run_loses_nothing(trials: Trials) -> None:
     calls = len(trials.calls(begin=""))
-    for at in range(1, calls + 1, 3):
+    for at in range(1, calls + 1):
         trials.killed(KILL, at, begin="")
-    assert trials.num_killed > 30
+    assert trials.num_killed > 100
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_disk_that_refuses_any_one_call_of_a_save_costs_a_run_at_most_that_save(trials: Trials) -> None:
+@pytest.mark.parametrize("number", ERRNOS, ids=[errno.errorcode[number] for number in ERRNOS])
+def test_a_disk_that_refuses_any_one_call_of_a_save_costs_a_run_at_most_that_save(number: int, trials: Trials) -> None:
     calls = of_one_save(trials.calls(ops=ALL))
     for at in range(1, calls + 1):
-        trials.refused(ERRNOS[at % len(ERRNOS)], at)
-    assert trials.num_failed > 10
+        trials.refused(number, at)
+    assert trials.num_failed > 5
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "from_then_on"])
