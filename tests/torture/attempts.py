@@ -101,10 +101,10 @@ class Attempts:
         return ended
 
     def start_new(self, root: Path, death: Death = UNDISTURBED, *, with_traces: bool = False) -> Ended:
-        """The same training by the command, which keeps all checkpoints and writes TensorBoard's files too."""
+        """The same training by the command, which writes TensorBoard's files too."""
         command = [
             *(sys.executable, "-m", "harness", "train", "foo", "--root", str(root), "--workload", "workload:build"),
-            *(*_LENGTH, "--seed", "17", "--device", "cpu", "--logger", "tensorboard"),
+            *(*_LENGTH, "--keep", "2", "--seed", "17", "--device", "cpu", "--logger", "tensorboard"),
             *(("--resume",) if (root / "foo" / "run.json").exists() else ()),
             *(("--profile", str(self._recipe)) if with_traces else ()),
         ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,37 @@ def test_a_limit_that_is_reached_is_told_and_the_run_goes_on_when_it_is_lifted(
     assert (evidence.found, evidence.num_good) == (8, 2)
     ended = nursery.run("train", tmp_path, max_duration=DURATION, resume=True)
     assert ended.code == 0, ended.stderr
+    assert complaints_at_end(look(tmp_path), train_whole(DURATION)) == []
+
+
+@pytest.fixture
+def small_group(tmp_path: Path) -> Iterator[Path]:
+    """A control group with little memory; needs root."""
+    for parent, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(parent) / f"harness-torture-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            (group / limit).write_text(str(64 << 20))
+            yield group
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("no control group can be made here (needs root and cgroups)")
+
+
+def test_a_process_that_the_oom_killer_ends_goes_on_from_its_last_checkpoint(
+    small_group: Path, nursery: Nursery, tmp_path: Path, train_whole: TrainWhole
+) -> None:
+    ended = nursery.run("train", tmp_path, max_duration=DURATION, use_up_memory={"group": small_group, "after": 9})
+    assert ended.killed
+    evidence = look(tmp_path)
+    assert complaints_after_kill(evidence) == []
+    assert evidence.status == "crashed"
+    assert evidence.found in (4, 8)  # the save of step 8 may have been under way
+    assert nursery.run("train", tmp_path, max_duration=DURATION, resume=True).code == 0
     assert complaints_at_end(look(tmp_path), train_whole(DURATION)) == []
 
 

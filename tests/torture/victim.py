@@ -85,6 +85,20 @@ class Limit(Callback):
         resource.setrlimit(self._limit, (used + self._more, hard))
 
 
+class UseUpMemory(Callback):
+    """Moves the process into a control group and takes more memory than that has, after a step."""
+
+    def __init__(self, group: str, *, after: int) -> None:
+        self._group = Path(group)
+        self._after = after
+
+    def batch_end(self, trainer: Trainer) -> None:
+        """Called after each step."""
+        if trainer.state.timestamp.batch == self._after:
+            (self._group / "cgroup.procs").write_text(str(os.getpid()))
+            self._taken = b"x" * (1 << 30)
+
+
 def train(
     root: str,
     *,
@@ -94,6 +108,7 @@ def train(
     fault_of_children: dict[str, str] | None = None,
     fill_disk: dict[str, Any] | None = None,
     limit: dict[str, Any] | None = None,
+    use_up_memory: dict[str, Any] | None = None,
     hidden: int = 512,
     **options: Any,
 ) -> int:
@@ -107,6 +122,7 @@ def train(
         fault_of_children: For that of the programs it starts; `program` says of which.
         fill_disk: Arguments of FillDisk.
         limit: Arguments of Limit.
+        use_up_memory: Arguments of UseUpMemory.
         hidden: Width of the model.
         **options: For the Trainer.
     """
@@ -115,6 +131,8 @@ def train(
         callbacks.append(FillDisk(Path(root), **fill_disk))
     if limit is not None:
         callbacks.append(Limit(**limit))
+    if use_up_memory is not None:
+        callbacks.append(UseUpMemory(**use_up_memory))
     os.environ.update(fault_of_children or {})
     if fault is not None:
         arm(fault)
