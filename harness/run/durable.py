@@ -32,6 +32,7 @@ _HINTS = {
     errno.EEXIST: "a file is where a folder must be; remove it, or give another --root",
     errno.ENOTDIR: "a file or a symbolic link is where a folder must be; remove it",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+    errno.EIO: "the disk or the connection to it fails; the kernel's log may say why (dmesg)",
     errno.EFBIG: "a limit on file size was reached (ulimit -f)",
 }
 

@@ -15,6 +15,7 @@ from harness.errors import RunDirError
 from harness.run.durable import (
     commit,
     create_file,
+    disk_error,
     fsync_directory,
     remove_leftovers,
     replace_symlink,
@@ -185,3 +186,11 @@ def test_what_a_killed_write_left_beside_a_file_is_removed_and_nothing_else(tmp_
     remove_leftovers(tmp_path / name)
     assert sorted(tmp_path.iterdir()) == sorted(stays)
     remove_leftovers(tmp_path / "not" / "there")
+
+
+def test_a_disk_that_fails_is_told_with_where_to_look(tmp_path: Path) -> None:
+    error = disk_error("write", tmp_path / "run.json", OSError(errno.EIO, "Input/output error"))
+    assert error.message == f"cannot write {tmp_path}/run.json: Input/output error"
+    assert error.hint is not None
+    assert "dmesg" in error.hint
+    assert error.errno == errno.EIO
