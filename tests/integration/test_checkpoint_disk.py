@@ -1,15 +1,14 @@
-"""A disk that is really full: a small tmpfs in a mount namespace of its own, without root."""
+"""Checkpoints on a disk that is full, or nearly so."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from small_disk import on_small_disk
 
 SAVE_UNTIL_FULL = """
 import sys
@@ -50,15 +49,8 @@ print("step", step)
 
 def run_on_small_disk(script: str, folder: Path, *, size: str) -> subprocess.CompletedProcess[str]:
     """Run a program whose first argument is a folder of this size."""
-    unshare = shutil.which("unshare")
-    mount = f'mount -t tmpfs -o size={size} tmpfs "$1"'
-    if (
-        unshare is None
-        or subprocess.run([unshare, "-rm", "sh", "-c", mount, "sh", str(folder)], capture_output=True).returncode
-    ):
-        pytest.skip("no mount namespace can be made here")
     return subprocess.run(
-        [unshare, "-rm", "sh", "-c", f'{mount} && exec "$2" -c "$3" "$1"', "sh", str(folder), sys.executable, script],
+        [*on_small_disk(folder, size), sys.executable, "-c", script, str(folder)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,27 +1,19 @@
-"""A real disk that is full, or read-only: a small tmpfs in a mount namespace of the test's own."""
+"""The files of a run on a disk that is full, or read-only."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-import pytest
+from small_disk import on_small_disk
 
 
-def on_small_disk(folder: Path, script: str) -> list[str]:
+def printed_on_small_disk(folder: Path, script: str) -> list[str]:
     """What a script printed that ran with a 1 MiB disk at `folder`, as its own user's root."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"]).returncode:
-        pytest.skip("needs unshare -rm (user namespaces) to mount a small disk")
-    mount = f'mount -t tmpfs -o size=1m none "{folder}" && exec "$@"'
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-c", textwrap.dedent(script), folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*on_small_disk(folder, "1m"), sys.executable, "-c", textwrap.dedent(script), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -64,7 +56,7 @@ def test_a_disk_that_fills_up_and_is_freed_costs_no_line(tmp_path: Path) -> None
         manifest.set_progress(200, 1)
         print(manifest.save(), read_manifest(run.manifest_path).summary.step)
     """
-    full, lines, saved = on_small_disk(tmp_path, PRELUDE + textwrap.dedent(script))
+    full, lines, saved = printed_on_small_disk(tmp_path, PRELUDE + textwrap.dedent(script))
     assert full.startswith("False cannot write ")
     assert full.endswith("No space left on device True No space left on device")
     assert lines == "True 0"
@@ -88,7 +80,7 @@ def test_a_full_disk_and_a_read_only_one_are_told_at_the_start(tmp_path: Path) -
             except RunDirError as error:
                 print(error.message)
     """
-    message, hint, *read_only = on_small_disk(tmp_path, PRELUDE + textwrap.dedent(script))
+    message, hint, *read_only = printed_on_small_disk(tmp_path, PRELUDE + textwrap.dedent(script))
     assert message.startswith("cannot ")
     assert message.endswith("No space left on device")
     assert hint.startswith("free some space there (")

@@ -6,8 +6,6 @@ The nursery runs inside that namespace, and so does what looks at the run afterw
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from typing import Any
 import pytest
 from evidence import Evidence, complaints_after_kill, complaints_at_end
 from nursery import Ended, Nursery
+from small_disk import on_small_disk
 
 DURATION = "16ba"
-SIZE_MB = 6
 RECIPE = "[schedule]\nskip_first = 4\nwait = 0\nwarmup = 1\nactive = 2\nrepeat = 1\n"
 """Steps 6 and 7 are recorded."""
-MOUNT = 'mount -t tmpfs -o size={size}m none "{disk}" && exec "$@"'
 TrainWhole = Callable[[str], Evidence]
 
 
@@ -59,13 +56,9 @@ class SmallDisk:
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
-    unshare = shutil.which("unshare")
     disk, elsewhere = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("elsewhere")
-    mount = ["unshare", "-rm", "sh", "-c", MOUNT.format(size=SIZE_MB, disk=disk), "sh"]
-    if unshare is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs unshare -rm (user namespaces) to mount a small disk")
     # TMPDIR is another file system: no file may be renamed from there
-    with Nursery(elsewhere, within=mount, TMPDIR=str(elsewhere)) as nursery:
+    with Nursery(elsewhere, within=on_small_disk(disk, "6m"), TMPDIR=str(elsewhere)) as nursery:
         yield SmallDisk(nursery, disk)
 
 
