@@ -85,8 +85,8 @@ _OPTIONS: tuple[Any, ...] = (
         "loggers",
         multiple=True,
         metavar="NAME",
-        help="Log to this too, besides jsonl and text, which are always on: tensorboard, progress, my_pkg:MyLogger, "
-        "or none. May be repeated. [default: tensorboard and progress]",
+        help="Log to this too, besides jsonl and text, which are always on: tensorboard, progress, wandb, "
+        "my_pkg:MyLogger, or none. May be repeated. [default: tensorboard and progress]",
     ),
     click.option(
         "--log-interval",

@@ -26,6 +26,8 @@ class RunInfo:
     """Number of processes."""
     attempt: int
     """Which process launch of this run, counted from 1."""
+    started: str
+    """When the first attempt began, ISO-8601 UTC. Tells the run from an earlier one that had its name."""
     resumed_step: int | None
     """The step the run goes on after; None for a fresh run. Files are cut back to it."""
     max_duration: str | None

@@ -37,23 +37,30 @@ def _progress() -> Logger:
     return ProgressLogger()
 
 
+def _wandb() -> Logger:
+    from harness.loggers.wandb import WandBLogger
+
+    return WandBLogger()
+
+
 _BUILTIN: dict[str, Callable[[], Logger]] = {
     "jsonl": _jsonl,
     "progress": _progress,
     "tensorboard": _tensorboard,
     "text": _text,
+    "wandb": _wandb,
 }
 KNOWN_LOGGERS = tuple(_BUILTIN)
 
 
 def make_logger(spec: str) -> Logger:
-    """Build a logger from `jsonl`, `text`, `tensorboard`, `progress` or an import path
-    `my_pkg.my_mod:MyLogger`.
+    """Build a logger from a name in `KNOWN_LOGGERS` or an import path `my_pkg.my_mod:MyLogger`.
 
     What the import path names is a logger, or something that returns one when called without arguments.
 
     Raises:
         ConfigError: Nothing of this name is known, or the import path leads to no logger.
+        MissingExtraError: The package that the logger needs is not installed.
     """
     if spec in _BUILTIN:
         return _BUILTIN[spec]()

@@ -303,6 +303,7 @@ class Attempt:
             rank=ranks.rank,
             world_size=ranks.world_size,
             attempt=self.manifest.attempt,
+            started=self.manifest.snapshot().attempts[0].started,
             resumed_step=self._resumed_step,
             max_duration=None,
             path=directory.resolve,

@@ -25,6 +25,7 @@ def run_info(tmp_path: Path) -> Callable[..., RunInfo]:
             "rank": 0,
             "world_size": 1,
             "attempt": 1,
+            "started": "2026-01-02T03:04:05.678Z",
             "resumed_step": None,
             "max_duration": "2ep",
             "path": lambda relative: root / relative,
