@@ -25,7 +25,7 @@ from harness.cli.options import json_option, root_option, workload_options
     "loggers",
     multiple=True,
     metavar="NAME",
-    help="Measure this logger: tensorboard, progress, wandb, my_pkg:MyLogger, or none. May be repeated. "
+    help="Measure this logger: tensorboard, progress, wandb, comet, my_pkg:MyLogger, or none. May be repeated. "
     "[default: tensorboard]",
 )
 @click.option(

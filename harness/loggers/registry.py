@@ -37,6 +37,12 @@ def _progress() -> Logger:
     return ProgressLogger()
 
 
+def _comet() -> Logger:
+    from harness.loggers.comet import CometMLLogger
+
+    return CometMLLogger()
+
+
 def _wandb() -> Logger:
     from harness.loggers.wandb import WandBLogger
 
@@ -44,6 +50,7 @@ def _wandb() -> Logger:
 
 
 _BUILTIN: dict[str, Callable[[], Logger]] = {
+    "comet": _comet,
     "jsonl": _jsonl,
     "progress": _progress,
     "tensorboard": _tensorboard,
