@@ -12,6 +12,7 @@
     ├── DataError (ValueError)            a dataloader gives nothing, or something the loop cannot use
     ├── LossError (ValueError)            a loss that is not a scalar, or is not finite where it must be
     ├── CheckpointError (RuntimeError)    a checkpoint cannot be written, read or matched
+    ├── LoggerError (RuntimeError)        a logger that the run cannot do without failed
     ├── CaptureError (RuntimeError)       a trace could not be recorded or written
     ├── TraceFormatError (ValueError)     a trace file that cannot be read
     ├── BenchError (RuntimeError)         a measurement's own process failed
@@ -82,6 +83,10 @@ class LossError(HarnessError, ValueError):
 
 class CheckpointError(HarnessError, RuntimeError):
     """A checkpoint cannot be written, read or matched to this run."""
+
+
+class LoggerError(HarnessError, RuntimeError):
+    """A logger that the run cannot do without failed or hangs."""
 
 
 class CaptureError(HarnessError, RuntimeError):

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from harness.loggers.base import BaseLogger, Logger, Progress, RunInfo
 from harness.loggers.registry import make_logger
+from harness.loggers.rules import RuledLogger
 
-__all__ = ["BaseLogger", "Logger", "Progress", "RunInfo", "make_logger"]
+__all__ = ["BaseLogger", "Logger", "Progress", "RuledLogger", "RunInfo", "make_logger"]

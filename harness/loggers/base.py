@@ -64,7 +64,9 @@ class Logger(Protocol):
     records it was given with that call; it is reported once and stops neither training nor the other loggers.
 
     Two more methods are called if they are there: `log_system(step, metrics, *, time_ns)` takes system
-    samples, `on_progress(progress: Progress)` is told a few times a second how far the run is.
+    samples, `on_progress(progress: Progress)` is told a few times a second how far the run is. With a true attribute
+    `required` the run ends when the logger fails or hangs. `RuledLogger` gives these rules to any logger, and takes
+    care of which metrics it is given and how often.
     """
 
     name: str

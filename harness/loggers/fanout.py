@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, LoggerError
 from harness.loggers.base import Logger, Progress, RunInfo
 from harness.loggers.outlet import METRICS, PARAMS, SYSTEM, TEXT, LoggerHealth, Outlet, Record
 from harness.loggers.values import (
@@ -77,6 +77,8 @@ class LogFanout:
         self.staged: dict[str, Any] = {}
         """Values that wait for `commit`. Floats under names that are known to be good may be put here directly."""
         self._staged_deferred: list[Deferred] = []
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called from the writer's thread when there is something for `raise_failure`."""
         self._outlets = self._make_outlets(loggers)
         writer.add(_QUEUE_JOB, self._distribute)
         for outlet in self._outlets:
@@ -208,6 +210,24 @@ class LogFanout:
             for outlet in self._outlets
         }
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a required logger failed or hangs."""
+        return any(outlet.failure is not None for outlet in self._outlets)
+
+    def raise_failure(self) -> None:
+        """Raise what ends the run.
+
+        Raises:
+            LoggerError: A required logger failed or hangs.
+        """
+        for outlet in self._outlets:
+            if outlet.failure is not None:
+                raise LoggerError(
+                    f"the logger {outlet.name!r} is required, and {outlet.failure}",
+                    hint="the other logs and the checkpoints are whole; run.json counts what this one lacks",
+                )
+
     def close(self, timeout_s: float = HANG_TIMEOUT_S) -> None:
         """Hand everything over and close the loggers. One that hangs costs up to `timeout_s`."""
         if self._closed or self._writer.inactive:
@@ -218,6 +238,9 @@ class LogFanout:
             self._distribute()
             for outlet in self._outlets:
                 outlet.close()
+        for outlet in self._outlets:
+            if self._is_hung(outlet):
+                outlet.note_hang()
 
     def _all_closed(self) -> bool:
         return all(outlet.closed or self._is_hung(outlet) for outlet in self._outlets)
@@ -276,6 +299,8 @@ class LogFanout:
         """Tell people, on the log and in the other loggers. Runs on the writer's thread: must not wait."""
         logger.warning("%s", message)
         self._queue.append((TEXT, 0, time.time_ns(), message, None))
+        if self.has_failed:
+            self.on_failure()
 
     def _distribute(self) -> None:
         """Job: hand out what is queued now, in batches."""

@@ -50,6 +50,9 @@ class Outlet:
         self.logger = logger
         self.name = name
         self.closed = False
+        self.failure: str | None = None
+        """Why the run has to end; only a logger with a true attribute `required` sets it."""
+        self._required = bool(getattr(logger, "required", False))
         self._backlog: deque[list[Record]] = deque()
         self._capacity = capacity
         self._report = report
@@ -68,6 +71,7 @@ class Outlet:
         backlog = self._backlog
         backlog.append(batch)
         if hung:
+            self.note_hang()
             while backlog and sum(map(len, list(backlog))) > self._capacity:
                 self._dropped_records += len(backlog.popleft())
 
@@ -80,6 +84,12 @@ class Outlet:
         if taken:
             self._guard(self.logger.flush)
             self._report_file_errors()
+
+    def note_hang(self) -> None:
+        """The logger was left behind."""
+        if self._required and self.failure is None:
+            self.failure = "it hangs"
+            self._report(f"logger {self.name} hangs, and it is required: training ends")
 
     def wants_progress(self, now_ns: int) -> bool:
         """Whether the logger shows progress and has not done so for a while."""
@@ -149,7 +159,7 @@ class Outlet:
         first = self._last_error is None
         self._last_error = f"{type(error).__name__}: {error}"
         if first:
-            self._report(f"logger {self.name} failed, training goes on: {self._last_error}")
+            self._tell("failed", self._last_error)
 
     def _file_health(self) -> list[Any]:
         """FileHealth of the files the logger writes, if it tells."""
@@ -162,5 +172,11 @@ class Outlet:
             for file in self._file_health():
                 if file.last_error:
                     self._last_error = file.last_error
-                    self._report(f"logger {self.name} cannot write, training goes on: {file.last_error}")
+                    self._tell("cannot write", file.last_error)
                     return
+
+    def _tell(self, what: str, why: str) -> None:
+        if self._required:
+            self.failure = self.failure or f"it {what}: {why}"
+        then = "and it is required: training ends" if self._required else "training goes on"
+        self._report(f"logger {self.name} {what}, {then}: {why}")

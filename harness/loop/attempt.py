@@ -161,6 +161,8 @@ class Attempt:
         if error is not None:
             self.fanout.log_text(f"{status}: {_one_line(error)}")
         guard("the loggers", self.fanout.close)
+        if error is None:
+            guard("the loggers", self.fanout.raise_failure)
         guard("the writer thread", self.writer.close)
         guard("the step file", partial(self.step_file.drain, final=True))
         guard("the step file", self._steps_file.close)

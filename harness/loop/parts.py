@@ -20,6 +20,7 @@ from harness.errors import ConfigError
 from harness.loggers.base import Logger
 from harness.loggers.jsonl import JsonlLogger
 from harness.loggers.registry import make_logger
+from harness.loggers.rules import inner_logger
 from harness.loggers.text import TextLogger
 from harness.loop.options import ALWAYS_ON, SessionOptions
 from harness.naming.fields import slug
@@ -102,9 +103,13 @@ def _make_loggers(options: SessionOptions) -> tuple[Logger, ...]:
     if twice:
         raise ConfigError(f"logger {sorted(twice)[0]!r} is given twice", hint="name each logger once")
     # One of the user's own takes the place of ours: two would write the same lines to the same files.
-    given = {kind.name for kind in (JsonlLogger, TextLogger) if any(isinstance(spec, kind) for spec in asked)}
+    given = {kind.name for kind in (JsonlLogger, TextLogger) if any(isinstance(_inner(spec), kind) for spec in asked)}
     always = [name for name in ALWAYS_ON if name not in given]
     return tuple(make_logger(spec) if isinstance(spec, str) else spec for spec in (*always, *asked))
+
+
+def _inner(spec: str | Logger) -> str | Logger:
+    return spec if isinstance(spec, str) else inner_logger(spec)
 
 
 def claim(options: SessionOptions, name: ResolvedName) -> RunDirectory:

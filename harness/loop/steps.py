@@ -123,18 +123,19 @@ class Stepper:
             self._save_every.start(ts)
         self._step_hooks = tuple(self._session.step_end_hooks)
         counts = self._limit.duration.unit in _COUNTED
-        self._has_rare_work = bool(self._step_hooks) or self._log_steps != 1 or counts
+        self._fanout.on_failure = self._on_failure
+        self._has_rare_work = bool(self._step_hooks) or self._log_steps != 1 or counts or self._fanout.has_failed
         self._session.log_now = not self._log_steps or (ts.batch + 1) % self._log_steps == 0
         self._fanout.commit(ts.batch)
         saver, loader = self._attempt.saver, self._plan.loader
         if self._session.resumed is None and saver.loader is not loader:
             ts.restart_epoch()  # other data: there is nothing of this epoch to skip
         saver.loader = loader
-        saver.on_failure = self._on_failed_save
+        saver.on_failure = self._on_failure
         self._attempt.start_capture(ts.batch + 1)
 
-    def _on_failed_save(self) -> None:
-        """From the saving thread: the step in progress then ends by the way that costs time."""
+    def _on_failure(self) -> None:
+        """From the saving or the writer thread: the step in progress then ends by the way that costs time."""
         self._has_rare_work = True
 
     def _open_epoch(self) -> Iterator[Any]:
@@ -232,6 +233,7 @@ class Stepper:
         """What most runs do not ask for in every step: hooks, sparse logging."""
         ts, session = self._ts, self._session
         self._attempt.saver.raise_failure()
+        self._fanout.raise_failure()
         if self._step_hooks:
             self._run_hooks(self._step_hooks)
         if self._log_steps == 0:
