@@ -1,13 +1,15 @@
-"""From what a user writes after `--logger` to a logger: a known name, or an import path to their own."""
+"""From what a user writes after `--logger` to a logger: a known name, one that an installed package brings, or an
+import path to their own."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.loggers.base import Logger
 
 _METHODS = ("open", "log_metrics", "log_params", "log_text", "flush", "close")
@@ -58,34 +60,62 @@ _BUILTIN: dict[str, Callable[[], Logger]] = {
     "wandb": _wandb,
 }
 KNOWN_LOGGERS = tuple(_BUILTIN)
+ENTRY_POINTS = "harness.loggers"
+"""The group in which a package names its loggers; each leads to what an import path may lead to."""
 
 
 def make_logger(spec: str) -> Logger:
-    """Build a logger from a name in `KNOWN_LOGGERS` or an import path `my_pkg.my_mod:MyLogger`.
+    """Build a logger from a name in `KNOWN_LOGGERS`, the name of an entry point in the group `harness.loggers`, or an
+    import path `my_pkg.my_mod:MyLogger`.
 
-    What the import path names is a logger, or something that returns one when called without arguments.
+    What an entry point or import path leads to is a logger, or something that returns one when called without
+    arguments. A name of ours is ours, whatever packages say.
 
     Raises:
-        ConfigError: Nothing of this name is known, or the import path leads to no logger.
+        ConfigError: Nothing of this name is known, two packages bring it, or it leads to no logger.
         MissingExtraError: The package that the logger needs is not installed.
     """
     if spec in _BUILTIN:
         return _BUILTIN[spec]()
     if ":" in spec:
-        return _import_logger(spec)
-    near = difflib.get_close_matches(spec, KNOWN_LOGGERS, n=1)
+        return _build(spec, _find(spec, spec))
+    brought = _brought_by_packages()
+    if spec in brought:
+        return _build(spec, _load(spec, brought[spec]))
+    known = sorted({*KNOWN_LOGGERS, *brought})
+    near = difflib.get_close_matches(spec, known, n=1)
     raise ConfigError(
-        f"logger {spec!r} is not known, expected one of {', '.join(KNOWN_LOGGERS)} or an import path",
+        f"logger {spec!r} is not known, expected one of {', '.join(known)} or an import path",
         hint=f"did you mean {near[0]}?" if near else "write your own as my_pkg.my_module:MyLogger",
     )
 
 
-def _import_logger(spec: str) -> Logger:
-    target = _find(spec)
+def _brought_by_packages() -> dict[str, list[EntryPoint]]:
+    """The loggers that installed packages bring, by name."""
+    brought: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in _BUILTIN and point.value not in [other.value for other in brought.get(point.name, [])]:
+            brought.setdefault(point.name, []).append(point)
+    return brought
+
+
+def _load(spec: str, points: list[EntryPoint]) -> object:
+    if len(points) > 1:
+        owners = ", ".join(f"{point.value} of {point.dist.name if point.dist else '?'}" for point in points)
+        raise ConfigError(
+            f"logger {spec!r} is brought by {len(points)} packages: {owners}",
+            hint=f"give the import path of the one you mean, for example {points[0].value}",
+        )
+    return _find(spec, points[0].value)
+
+
+def _build(spec: str, target: object) -> Logger:
     lacks = _missing_methods(target)
     if isinstance(target, type) or (lacks and callable(target)):
         try:
             target = target()
+        except HarnessError:
+            raise  # it says what to do
         except Exception as error:
             raise ConfigError(
                 f"logger {spec!r} cannot be built: {type(error).__name__}: {error}",
@@ -100,8 +130,8 @@ def _import_logger(spec: str) -> Logger:
     return cast(Logger, target)
 
 
-def _find(spec: str) -> object:
-    module_name, _, attribute = spec.partition(":")
+def _find(spec: str, path: str) -> object:
+    module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"logger {spec!r} is no import path", hint="write my_pkg.my_module:MyLogger")
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, MissingExtraError
 from harness.loggers import BaseLogger, make_logger
 from harness.loggers.jsonl import JsonlLogger
 from harness.loggers.progress import ProgressLogger
@@ -34,6 +34,10 @@ class Nameless(BaseLogger):
 
 def build():
     return Mine()
+
+def ruled():
+    from harness.loggers import RuledLogger
+    return RuledLogger("wandb", every="10ba")
 
 ready = Mine()
 number = 3
@@ -71,6 +75,63 @@ def test_an_import_path_gives_a_logger_of_ones_own(path: str) -> None:
     logger = make_logger(path)
     assert isinstance(logger, BaseLogger)
     assert logger.name == "mine"
+
+
+def install(site: Path, package: str, **points: str) -> None:
+    """What pip leaves of a package: its metadata."""
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[harness.loggers]", *lines, ""]))
+
+
+def test_a_package_brings_a_logger(tmp_path: Path) -> None:
+    install(tmp_path, "their-package", mine="their_loggers:Mine", built="their_loggers:build")
+    assert make_logger("mine").name == "mine"
+    assert make_logger("built").name == "mine"
+
+
+def test_what_a_package_brings_is_listed_with_the_known_names(tmp_path: Path) -> None:
+    install(tmp_path, "their-package", mine="their_loggers:Mine")
+    with pytest.raises(ConfigError, match="jsonl, mine, progress, tensorboard") as caught:
+        make_logger("mina")
+    assert caught.value.hint == "did you mean mine?"
+
+
+def test_an_error_of_ours_in_a_function_of_theirs_keeps_its_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.loggers.service.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        make_logger("their_loggers:ruled")
+    assert caught.value.hint == 'pip install "profiling-harness[wandb]"'
+
+
+def test_a_package_cannot_take_a_name_of_ours(tmp_path: Path) -> None:
+    install(tmp_path, "their-package", text="their_loggers:Mine")
+    assert type(make_logger("text")) is TextLogger
+
+
+def test_two_packages_with_one_name_are_an_error(tmp_path: Path) -> None:
+    install(tmp_path, "their-package", mine="their_loggers:Mine")
+    install(tmp_path, "other-package", mine="their_loggers:build")
+    with pytest.raises(ConfigError, match="brought by 2 packages") as caught:
+        make_logger("mine")
+    assert "their_loggers:Mine of their-package" in str(caught.value)
+    assert "import path" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("no_such_package:Mine", "'mine': importing no_such_package failed"),
+        ("their_loggers:number", "'mine' gives a int that lacks"),
+        ("their_loggers", "'mine' is no import path"),
+    ],
+)
+def test_an_entry_point_that_leads_to_no_logger_is_refused(tmp_path: Path, value: str, words: str) -> None:
+    install(tmp_path, "their-package", mine=value)
+    with pytest.raises(ConfigError, match=words):
+        make_logger("mine")
 
 
 @pytest.mark.parametrize(
