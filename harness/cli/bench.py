@@ -25,8 +25,8 @@ from harness.cli.options import json_option, root_option, workload_options
     "loggers",
     multiple=True,
     metavar="NAME",
-    help="Measure this logger: tensorboard, progress, wandb, comet, my_pkg:MyLogger, or none. May be repeated. "
-    "[default: tensorboard]",
+    help="Measure this logger: tensorboard, progress, wandb, comet, mlflow, my_pkg:MyLogger, or none. "
+    "May be repeated. [default: tensorboard]",
 )
 @click.option(
     "--loop",

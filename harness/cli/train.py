@@ -86,7 +86,7 @@ _OPTIONS: tuple[Any, ...] = (
         multiple=True,
         metavar="NAME",
         help="Log to this too, besides jsonl and text, which are always on: tensorboard, progress, wandb, "
-        "comet, my_pkg:MyLogger, or none. May be repeated. [default: tensorboard and progress]",
+        "comet, mlflow, my_pkg:MyLogger, or none. May be repeated. [default: tensorboard and progress]",
     ),
     click.option(
         "--log-interval",

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import ConfigError
 from harness.loggers.base import BaseLogger, RunInfo
 from harness.loggers.metric_names import SYSTEM_PREFIX, MetricNames, in_64_bits
-from harness.loggers.service import name_of_rank, require, run_identity
+from harness.loggers.service import default_environment, name_of_rank, require, run_identity
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class CometMLLogger(BaseLogger):
         """
         if run.rank != 0 and self._rank_zero_only:
             return
-        with _quiet():
+        with default_environment(_QUIET):
             import comet_ml
 
             running = comet_ml.get_running_experiment()
@@ -161,15 +160,3 @@ class CometMLLogger(BaseLogger):
             return None
         _log.info("Comet: there is no API key, so it is offline; comet upload sends it later, comet login sets a key")
         return False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Comet reads these when it is imported and when an experiment starts. What the user has set stays."""
-    added = [name for name in _QUIET if name not in os.environ]
-    os.environ.update({name: _QUIET[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -45,6 +45,12 @@ def _comet() -> Logger:
     return CometMLLogger()
 
 
+def _mlflow() -> Logger:
+    from harness.loggers.mlflow import MLflowLogger
+
+    return MLflowLogger()
+
+
 def _wandb() -> Logger:
     from harness.loggers.wandb import WandBLogger
 
@@ -54,6 +60,7 @@ def _wandb() -> Logger:
 _BUILTIN: dict[str, Callable[[], Logger]] = {
     "comet": _comet,
     "jsonl": _jsonl,
+    "mlflow": _mlflow,
     "progress": _progress,
     "tensorboard": _tensorboard,
     "text": _text,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from harness.errors import MissingExtraError
@@ -27,6 +30,18 @@ def require(package: str, *, logger: str, extra: str) -> None:
             f"the logger {logger!r} needs the package {package!r}, which is not installed",
             hint=f'pip install "profiling-harness[{extra}]"',
         )
+
+
+@contextmanager
+def default_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for as long as a client reads them. What the user has set stays as it is."""
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def run_identity(run: RunInfo) -> str:

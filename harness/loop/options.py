@@ -45,8 +45,8 @@ class SessionOptions:
     """Load modules only and begin at step 1; takes a plain `state_dict` too. Else all is loaded: the state of all
     objects, counts, random numbers and the place in the data, as on resume."""
     loggers: Sequence[str | Logger] = ()
-    """Loggers beside JSONL and text: `tensorboard`, `progress`, `wandb`, `comet`, `my_pkg:MyLogger`, or
-    instances."""
+    """Loggers beside JSONL and text: `tensorboard`, `progress`, `wandb`, `comet`, `mlflow`,
+    `my_pkg:MyLogger`, or instances."""
     log_interval: str | int | Duration = "1ba"
     """How often metrics are taken: `1ba` takes each step's. A bare int means epochs."""
     save_interval: str | int | Duration | None = None

@@ -94,7 +94,7 @@ def test_a_package_brings_a_logger(tmp_path: Path) -> None:
 
 def test_what_a_package_brings_is_listed_with_the_known_names(tmp_path: Path) -> None:
     install(tmp_path, "their-package", mine="their_loggers:Mine")
-    with pytest.raises(ConfigError, match="jsonl, mine, progress, tensorboard") as caught:
+    with pytest.raises(ConfigError, match="jsonl, mine, mlflow, progress") as caught:
         make_logger("mina")
     assert caught.value.hint == "did you mean mine?"
 
@@ -137,8 +137,11 @@ def test_an_entry_point_that_leads_to_no_logger_is_refused(tmp_path: Path, value
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("tensorbord", ["'tensorbord'", "jsonl, progress, tensorboard, text", "did you mean tensorboard?"]),
-        ("", ["''", "jsonl, progress, tensorboard, text"]),
+        (
+            "tensorbord",
+            ["'tensorbord'", "comet, jsonl, mlflow, progress, tensorboard, text, wandb", "did you mean tensorboard?"],
+        ),
+        ("", ["''", "comet, jsonl, mlflow, progress, tensorboard, text, wandb"]),
         ("no_such_package:Mine", ["no_such_package", "PYTHONPATH"]),
         ("broken_loggers:Mine", ["broken_loggers", "a_package_that_is_not_there"]),
         ("raising_loggers:Mine", ["ValueError: no token"]),
