@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.errors import ConfigError
 from harness.loggers.base import BaseLogger, RunInfo
 from harness.loggers.metric_names import SYSTEM_PREFIX, MetricNames, in_64_bits
-from harness.loggers.service import name_of_rank, require, run_identity
+from harness.loggers.service import default_environment, name_of_rank, require, run_identity
 from harness.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _INIT_TIMEOUT_S = 30.0
 _FINISH_TIMEOUT_S = 8.0
 """Below the ten seconds that closing a logger may take; W&B's own default waits for ever when the network is gone."""
 _RESERVED_PREFIX = "metrics/"
+_QUIET = {"WANDB_ERROR_REPORTING": "false"}
+"""Else it reports on itself to its makers, offline too, and with no network the process waits for that up to 30 s."""
 _SETTINGS: dict[str, Any] = {
     "console": "off",
     "silent": True,
@@ -112,28 +114,29 @@ class WandBLogger(BaseLogger):
         """
         if run.rank != 0 and self._rank_zero_only:
             return
-        import wandb
-
         group = self._group or (run.run_name if run.world_size > 1 and not self._rank_zero_only else None)
-        try:
-            self._run = wandb.init(
-                mode=self._choose_mode(),
-                project=self._project,
-                entity=self._entity,
-                name=name_of_rank(run),
-                id=run_identity(run)[:_ID_DIGITS],
-                group=group,
-                tags=self._tags or None,
-                resume="allow",
-                reinit="create_new",
-                dir=str(run.directory),
-                settings=wandb.Settings(**_SETTINGS),
-            )
-        except (wandb.Error, ValueError, OSError) as error:
-            raise ConfigError(
-                f"the logger 'wandb' cannot start: {type(error).__name__}: {error}",
-                hint="WANDB_MODE=offline keeps everything here, to be sent later with wandb sync",
-            ) from error
+        with default_environment(_QUIET):
+            import wandb
+
+            try:
+                self._run = wandb.init(
+                    mode=self._choose_mode(),
+                    project=self._project,
+                    entity=self._entity,
+                    name=name_of_rank(run),
+                    id=run_identity(run)[:_ID_DIGITS],
+                    group=group,
+                    tags=self._tags or None,
+                    resume="allow",
+                    reinit="create_new",
+                    dir=str(run.directory),
+                    settings=wandb.Settings(**_SETTINGS),
+                )
+            except (wandb.Error, ValueError, OSError) as error:
+                raise ConfigError(
+                    f"the logger 'wandb' cannot start: {type(error).__name__}: {error}",
+                    hint="WANDB_MODE=offline keeps everything here, to be sent later with wandb sync",
+                ) from error
         if not self._run.offline and self._run.url:
             _log.info("W&B: %s", self._run.url)
 
@@ -177,8 +180,11 @@ class WandBLogger(BaseLogger):
 
         if self._mode is not None or os.environ.get("WANDB_MODE"):
             return self._mode
-        settings = wandb.setup().settings
-        if settings.mode != "online" or wandb.login(prompt=False, verify=False):
+        session = wandb.setup()
+        own = session.most_recent_active_run
+        if own is not None:  # nobody can log in while a run is going on: then as that one does
+            return "offline" if own.offline else None
+        if session.settings.mode != "online" or wandb.login(prompt=False, verify=False):
             return None
         _log.info("W&B: nobody is logged in, so it is offline; wandb sync sends it later, wandb login logs in")
         return "offline"

@@ -186,6 +186,17 @@ def test_an_experiment_of_the_users_own_is_not_ended(run_info: MakeRun, tmp_path
         own.end()
 
 
+def test_offline_it_asks_nobody(tmp_path: Path) -> None:
+    program = (
+        "import sys; import harness\n"
+        "sys.addaudithook(lambda event, asked: event == 'socket.getaddrinfo' and print(asked[0], flush=True))\n"
+        "with harness.session('foo', root=sys.argv[1], loggers=['comet']) as run:\n"
+        "    for batch in run.steps([1], '1ba', get_num_samples=lambda batch: 1): run.log({'loss': 1.0})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_without_the_package_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.loggers.service.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="'comet_ml'") as caught:

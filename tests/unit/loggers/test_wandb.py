@@ -251,6 +251,17 @@ def test_a_wrong_mode_is_refused() -> None:
         WandBLogger(mode="onlin")  # type: ignore[arg-type]
 
 
+def test_offline_it_asks_nobody(tmp_path: Path) -> None:
+    program = (
+        "import sys; import harness\n"
+        "sys.addaudithook(lambda event, asked: event == 'socket.getaddrinfo' and print(asked[0], flush=True))\n"
+        "with harness.session('foo', root=sys.argv[1], loggers=['wandb']) as run:\n"
+        "    for batch in run.steps([1], '1ba', get_num_samples=lambda batch: 1): run.log({'loss': 1.0})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_without_the_package_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.loggers.service.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="'wandb'") as caught:
@@ -264,11 +275,15 @@ def test_naming_the_logger_imports_no_client() -> None:
     assert done.stdout == "False\n"
 
 
-def test_a_wandb_run_of_the_users_own_is_left_alone(run_info: MakeRun, tmp_path: Path) -> None:
+def test_a_wandb_run_of_the_users_own_is_left_alone(
+    run_info: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # else its end waits for a server, now and then
     with wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off")) as own:
         log(run_info(), (1, {"loss": 1.0}))
         assert wandb.run is own
         own.log({"mine": 2.0}, step=5)
+    assert capfd.readouterr().err == ""
     wandb.teardown()  # only then is the file whole for sure
     [theirs] = written(tmp_path)
     assert (theirs.steps("mine"), theirs.steps("loss")) == ({5: 2.0}, {})
