@@ -16,9 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import wandb
 from wandb.proto import wandb_internal_pb2
 
+import harness
 from harness.errors import ConfigError, MissingExtraError
 from harness.loggers import make_logger
 from harness.loggers.base import RunInfo
@@ -295,6 +297,22 @@ def test_close_leaves_no_process_behind(run_info: MakeRun) -> None:
     assert len(client_processes(os.getpid())) == 1
     logger.close()
     assert client_processes(os.getpid()) == []
+
+
+def test_a_session_that_is_resumed_has_the_same_id_and_one_that_is_overwritten_another(tmp_path: Path) -> None:
+    ids = []
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        model = torch.nn.Linear(1, 1)
+        with harness.session(
+            "foo", root=tmp_path, loggers=["wandb"], state={"model": model}, save_interval="1ep", **options
+        ) as run:
+            for _ in run.steps([torch.ones(1, 1)] * 3, f"{len(ids) + 1}ep"):
+                run.log({"loss": 1.0})
+        attempt = written(tmp_path / "foo")[-1]
+        ids.append(attempt.run.run_id)
+        expected = [4, 5, 6] if "resume" in options else list(range(1, len(ids) * 3 + 1))
+        assert sorted(attempt.steps("loss")) == expected
+    assert ids[0] == ids[1] != ids[2]
 
 
 SESSION = """
