@@ -256,13 +256,17 @@ class CheckpointWriter:
         try:
             return read_index(self.folder.index_path)
         except OSError as error:
-            raise CheckpointError(f"{self.folder.index_path} cannot be read: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.folder.index_path} cannot be read: {error.strerror}",
+                hint="make it readable; or remove it: checkpoints carry a checksum of their own",
+            ) from error
 
     def _list(self, index: Mapping[str, IndexEntry], before: str) -> None:
         try:
             write_index(self.folder.index_path, index)
-        except OSError as error:
-            raise CheckpointError(f"{before} {self.folder.index_path.name} could not be written: {error}") from error
+        except RunDirError as error:
+            name = self.folder.index_path.name
+            raise CheckpointError(f"{before} {name} could not be written: {error.message}", hint=error.hint) from error
 
     def _point(self, link: Path | None, name: str) -> None:
         if link is None:
