@@ -62,7 +62,7 @@ def run_case(spec: CaseSpec, root: Path) -> CaseResult:
         ledger=_ledger(attempt, case, measured, root) if attempt is not None else None,
         same_weights=case.bare.same_weights_as(case.subject) if window_step_us is None else None,
         window_step_us=window_step_us,
-        save_us=_save_us(attempt) if attempt is not None else None,
+        save_us=attempt.saver.held_us if attempt is not None else None,
         window=case.loader.paused(),
         apart=case.loader.apart(),
         health=attempt.health() if attempt is not None else {},
@@ -258,11 +258,6 @@ def _ledger(attempt: Attempt, case: _Case, measured: Measured, root: Path) -> Le
         background_us=threads_ns / num_steps / 1e3,
         children_us=sum(cost.children_cpu_ns.values()) / num_steps / 1e3,
     )
-
-
-def _save_us(attempt: Attempt) -> float | None:
-    num_saves = attempt.saver.num_saved
-    return attempt.own_cost().training_thread_ns["checkpoint"] / num_saves / 1e3 if num_saves else None
 
 
 def _max_rss_bytes() -> int:

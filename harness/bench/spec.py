@@ -76,7 +76,7 @@ class CaseResult:
     window_step_us: float | None
     """Median CPU time of a step inside a capture window, where the recipe opened some."""
     save_us: float | None
-    """Wall time of the training thread for one checkpoint, where some were saved, from the run's own account."""
+    """How long a checkpoint held the training thread up, where some were saved, from the run's own account."""
     window: Aside | None
     """Steps inside capture windows, the last one of each left out, where the recipe opened some."""
     apart: Aside | None

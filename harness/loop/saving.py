@@ -78,7 +78,7 @@ class Saver:
         self._saved_step = timestamp.batch if timestamp.batch else None
         self._saved_path: Path | None = None
         self._failure: Exception | None = None
-        self._counts = {"saved": 0, "failed": 0, "waited": 0, "waited_ns": 0}
+        self._counts = {"saved": 0, "failed": 0, "held": 0, "held_ns": 0, "waited": 0, "waited_ns": 0}
         self._unsaved: str | None = None
         self._background = BackgroundSave(on_error=self._on_background_error)
         self._staging = Staging()
@@ -108,6 +108,20 @@ class Saver:
             if self._options.on_save_error == "raise":
                 raise
             _log.warning("%s", error.message)
+
+    def save_beside(self, *, for_best: bool) -> None:
+        """Save without waiting for the disk, unless `save_async` is off, and count how long training is held.
+
+        Args:
+            for_best: Whether it is saved for `save_best` alone.
+
+        Raises:
+            HarnessError: As `save`.
+        """
+        began_ns = time.perf_counter_ns()
+        self.save(wait=not self._options.save_async, for_best=for_best)
+        self._counts["held"] += 1
+        self._counts["held_ns"] += time.perf_counter_ns() - began_ns
 
     def save(self, *, wait: bool = True, for_best: bool = False) -> None:
         """Save now, unless this step was saved already.
@@ -142,7 +156,7 @@ class Saver:
         )
         self._value = None
         self._saved_step = self._timestamp.batch
-        if wait or not self._options.save_async:
+        if wait:
             self._write_now(partial(write, state))
         else:
             check_plain(state, "checkpoint")
@@ -271,9 +285,9 @@ class Saver:
             raise failure
 
     @property
-    def num_saved(self) -> int:
-        """Checkpoints written by this attempt."""
-        return self._counts["saved"]
+    def held_us(self) -> float | None:
+        """How long a save in the middle of training held it up, on average; None without any."""
+        return self._counts["held_ns"] / self._counts["held"] / 1e3 if self._counts["held"] else None
 
     @property
     def cpu_ns(self) -> int:

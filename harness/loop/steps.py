@@ -250,7 +250,7 @@ class Stepper:
         is_due = self._save_every is not None and self._save_every.due(self._ts)
         if is_due or is_best:
             self._recorder.mark(CHECKPOINT)
-            saver.save(wait=False, for_best=not is_due)
+            saver.save_beside(for_best=not is_due)
         self._recorder.mark(BETWEEN)
 
     def _end_epoch(self) -> None:

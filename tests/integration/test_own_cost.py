@@ -125,11 +125,18 @@ def test_both_accounts_move_by_what_is_planted(folder: Path, spec: CaseSpec) -> 
 
 
 @pytest.mark.slow
-def test_checkpoints_and_children_are_in_both_accounts(folder: Path) -> None:
-    spec = CaseSpec(num_steps=300, warmup_steps=12, save_interval="50ba")
+@pytest.mark.parametrize(("save_async", "factor"), [(False, 1.2), (True, 3)])
+def test_checkpoints_are_in_both_accounts(save_async: bool, factor: float, folder: Path) -> None:
+    # Beside the training a save holds it for half a millisecond, the first one for longer, and any one for much longer
+    # when the two threads want the interpreter: ours is the mean, the other one the median.
+    spec = CaseSpec(num_steps=600, warmup_steps=12, save_interval="30ba", trainer_options={"save_async": save_async})
     result, _ = measure(folder, spec)
-    assert result.apart is not None
-    assert result.save_us == pytest.approx(result.apart.wall_us, rel=0.2)
+    assert result.apart is not None and result.save_us is not None
+    assert 1 / factor < result.save_us / result.apart.wall_us < factor
+
+
+@pytest.mark.slow
+def test_children_are_in_both_accounts(folder: Path) -> None:
     result, ledger = measure(folder, CaseSpec(num_steps=72, warmup_steps=12, profile="quick"))
     assert result.measured.children_us > 1000
     # The account is per step of the whole run, the measurement per step that was counted.

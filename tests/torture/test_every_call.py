@@ -114,6 +114,7 @@ def of_one_save(calls: list[tuple[str, str]]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_kill_before_any_call_of_a_save_loses_nothing(trials: Trials) -> None:
     calls = of_one_save(trials.calls())
     for at in range(1, calls + 1):
@@ -122,6 +123,7 @@ def test_a_kill_before_any_call_of_a_save_loses_nothing(trials: Trials) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_kill_in_the_middle_of_any_write_of_a_save_loses_nothing(trials: Trials) -> None:
     calls = of_one_save(trials.calls(ops=("write",)))
     for at in range(1, calls + 1):
@@ -130,6 +132,7 @@ def test_a_kill_in_the_middle_of_any_write_of_a_save_loses_nothing(trials: Trial
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_kill_anywhere_in_the_life_of_a_run_loses_nothing(trials: Trials) -> None:
     calls = len(trials.calls(begin=""))
@@ -139,6 +142,7 @@ def test_a_kill_anywhere_in_the_life_of_a_run_loses_nothing(trials: Trials) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", ERRNOS, ids=[errno.errorcode[number] for number in ERRNOS])
 def test_a_disk_that_refuses_any_one_call_of_a_save_costs_a_run_at_most_that_save(number: int, trials: Trials) -> None:

@@ -99,6 +99,7 @@ def every(reached: Callable[[int], bool]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("do", [KILL, errno.ENOSPC], ids=["kill", "ENOSPC"])
 def test_a_child_that_cannot_finish_a_trace_costs_at_most_the_trace(
@@ -111,6 +112,7 @@ def test_a_child_that_cannot_finish_a_trace_costs_at_most_the_trace(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("do", [KILL, errno.ENOSPC], ids=["kill", "ENOSPC"])
 def test_an_export_that_is_killed_or_refused_costs_at_most_the_trace(
