@@ -78,9 +78,10 @@ class Judged:
     @property
     def verdict(self) -> str:
         """In words, with what the interval says about it."""
+        exact = is_counted(self.budget.figure)
         if self.is_over:
-            return "OVER" if self.interval.low > self.limit else "OVER, not surely"
-        return "ok" if self.interval.high <= self.limit else "ok, not surely"
+            return "OVER" if exact or self.interval.low > self.limit else "OVER, not surely"
+        return "ok" if exact or self.interval.high <= self.limit else "ok, not surely"
 
 
 def read_budgets(path: Path = DEFAULT_PATH) -> Budgets:
