@@ -59,6 +59,9 @@ if __name__ == "__main__":
     print("the end", flush=True)
 """
 
+SLOW_AFTER_TWENTY_STEPS = 'index < 80 or (print("slow now", flush=True), time.sleep({seconds}))'
+"""Says so first: a signal that comes between two steps would end the run before the slow one."""
+
 
 def signal_of(name: str) -> signal.Signals:
     return signal.Signals[name]
@@ -120,9 +123,9 @@ def test_a_signal_ends_the_run_cleanly(
 def test_sigterm_behind_sigusr1_is_not_a_second_one(
     start_script: Callable[..., Any], root: Path, written: Callable[..., Any]
 ) -> None:
-    text = TRAIN.replace("time.sleep(0.001)", "time.sleep(0.001 if index < 80 else 0.1)")
+    text = TRAIN.replace("time.sleep(0.001)", SLOW_AFTER_TWENTY_STEPS.format(seconds=0.3))
     script = start_script(text, root)
-    script.wait_for("twenty")
+    script.wait_for("slow now")
     script.process.send_signal(signal.SIGUSR1)
     time.sleep(0.1)
     script.process.send_signal(signal.SIGTERM)
@@ -137,10 +140,10 @@ def test_sigterm_behind_sigusr1_is_not_a_second_one(
 def test_a_step_that_hangs_is_ended_when_the_grace_period_is_over(
     start_script: Callable[..., Any], root: Path, written: Callable[..., Any]
 ) -> None:
-    text = TRAIN.replace("time.sleep(0.001)", "time.sleep(0.001 if index < 80 or len(sys.argv) > 4 else 100)")
+    text = TRAIN.replace("time.sleep(0.001)", "len(sys.argv) > 4 or " + SLOW_AFTER_TWENTY_STEPS.format(seconds=100))
     text = text.replace('loggers=["tensorboard"],', 'loggers=["tensorboard"], grace="1s",')
     script = start_script(text, root, "save_interval=8ba", "max_duration=30ba")
-    script.wait_for("twenty")
+    script.wait_for("slow now")
     script.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     code, stderr = script.end()

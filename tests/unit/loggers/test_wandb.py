@@ -204,7 +204,7 @@ def test_two_metrics_of_one_name_are_an_error_at_first_use(run_info: MakeRun) ->
 
 def test_a_late_system_sample_loses_nothing(run_info: MakeRun, capfd: pytest.CaptureFixture[str]) -> None:
     run = run_info()
-    logger = WandBLogger()
+    logger = WandBLogger(mode="offline")
     logger.open(run)
     logger.log_system(0, {"cpu_pct": 10.0}, time_ns=S)
     logger.log_metrics(7, {"loss": 1.0}, time_ns=2 * S)
