@@ -81,7 +81,7 @@ def newest_verified(folder: CheckpointFolder) -> Search:
         UnreadableError: Whether the newest one is good cannot be told: this user may not read it, the memory does not
             suffice, or the like. To go on from an older one would throw away what was trained since.
     """
-    index = _read_index(folder)
+    index = read_index(folder.index_path)
     candidates, skipped = _candidates(folder, index)
     unproven: FoundCheckpoint | None = None
     num_newer = 0
@@ -213,13 +213,6 @@ def _step_inside(folder: CheckpointFolder, file: StoredFile) -> tuple[int | None
 
 def _skip(folder: CheckpointFolder, file: StoredFile, step: int | None, reason: str) -> SkippedCheckpoint:
     return SkippedCheckpoint(path=folder.path / file.name, step=step, reason=reason)
-
-
-def _read_index(folder: CheckpointFolder) -> dict[str, IndexEntry]:
-    try:
-        return read_index(folder.index_path)
-    except OSError as error:
-        raise CheckpointError(f"{folder.index_path} cannot be read: {error.strerror}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

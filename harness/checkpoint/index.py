@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from harness.errors import CheckpointError
 from harness.run.durable import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -64,12 +65,17 @@ def read_index(path: Path) -> dict[str, IndexEntry]:
     Without its entry a checkpoint is still found: it is then verified by the checksum it carries, and by loading it.
 
     Raises:
-        OSError: The file is there and cannot be read.
+        CheckpointError: The file is there and cannot be read.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}",
+            hint="make it readable; or remove it: checkpoints carry a checksum of their own",
+        ) from error
     try:
         entries = _decoder.decode(data)
     except msgspec.DecodeError as error:

@@ -105,10 +105,7 @@ class RankFolder:
         Raises:
             CheckpointError: It cannot be read.
         """
-        try:
-            return read_index(self.index_path)
-        except OSError as error:
-            raise CheckpointError(f"{self.index_path} cannot be read: {error.strerror}") from error
+        return read_index(self.index_path)
 
 
 def find_folders(directory: RunDirectory, manifest: Manifest) -> list[RankFolder]:

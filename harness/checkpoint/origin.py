@@ -13,14 +13,13 @@ from typing import Any
 
 from harness.checkpoint.find import FoundCheckpoint, SkippedCheckpoint, newest_verified
 from harness.checkpoint.index import index_name
-from harness.checkpoint.paths import CheckpointFolder, CheckpointPaths
+from harness.checkpoint.paths import DEFAULT_FILENAME, DEFAULT_FOLDER, CheckpointFolder, CheckpointPaths
 from harness.errors import CheckpointError, TemplateError
 from harness.run.layout import MANIFEST_NAME
 from harness.run.manifest import Manifest, read_manifest
 
 _log = logging.getLogger(__name__)
-_USUAL_FOLDER = "checkpoints"
-_USUAL_NAME = "ep{epoch}-ba{batch}-rank{rank}.pt"
+_USUAL_PLACE = PurePosixPath(DEFAULT_FOLDER).relative_to("{run_name}")
 _SHOWN = 3
 
 
@@ -72,7 +71,7 @@ def _none(directory: Path, manifest: Manifest, bad: list[SkippedCheckpoint]) -> 
 
 def _folders(directory: Path, manifest: Manifest, rank: int) -> Iterator[CheckpointFolder]:
     """The folders of a run that may hold checkpoints of a rank."""
-    places = {PurePosixPath(_USUAL_FOLDER)}
+    places = {_USUAL_PLACE}
     places |= {PurePosixPath(one.path).parent for one in manifest.artifacts if one.kind == "checkpoint"}
     places |= {PurePosixPath(one.parent.relative_to(directory)) for one in directory.rglob(index_name(rank))}
     for place in sorted(places):
@@ -100,11 +99,11 @@ def _folder(directory: Path, place: PurePosixPath, manifest: Manifest, rank: int
     try:
         paths = CheckpointPaths.compile(folder=folder, filename=_template(manifest), latest=None)
     except TemplateError:
-        paths = CheckpointPaths.compile(folder=folder, filename=_USUAL_NAME, latest=None)
+        paths = CheckpointPaths.compile(folder=folder, filename=DEFAULT_FILENAME, latest=None)
     return CheckpointFolder(paths, resolve, fields)
 
 
 def _template(manifest: Manifest) -> str:
     """The run's `save_filename`, where its configuration tells it."""
     told = manifest.config.get("save_filename")
-    return told if isinstance(told, str) else _USUAL_NAME
+    return told if isinstance(told, str) else DEFAULT_FILENAME

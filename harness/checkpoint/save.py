@@ -98,7 +98,7 @@ class CheckpointWriter:
 
     def _drop_entries_without_file(self) -> None:
         """A save that was killed has listed a file that never came, and somebody may have removed some."""
-        index = self._read_index()
+        index = read_index(self.folder.index_path)
         there = {file.name for file in self.folder.stored(index)}
         if not index.keys() <= there:
             write_index(self.folder.index_path, {name: entry for name, entry in index.items() if name in there})
@@ -139,7 +139,7 @@ class CheckpointWriter:
         step = int(fields["batch"] if "batch" in fields else fields["step"])
         path = self._path(fields)
         check_space(path, tensor_bytes(state))
-        index = self._read_index()
+        index = read_index(self.folder.index_path)
         self._make_room(path, step, index)
         entry = IndexEntry(
             size_bytes=0,
@@ -171,7 +171,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: The side manifest cannot be read or written.
         """
-        index = self._read_index()
+        index = read_index(self.folder.index_path)
         if name in index and self._best is not None:
             index[name] = msgspec.structs.replace(index[name], metric=self._best.metric, value=value)
             self._list(index, f"the value of {self._best.metric} is not noted:")
@@ -251,15 +251,6 @@ class CheckpointWriter:
             with contextlib.suppress(OSError):  # gone after the rename; otherwise the first error is the one to tell
                 tmp.unlink()
         return entry
-
-    def _read_index(self) -> dict[str, IndexEntry]:
-        try:
-            return read_index(self.folder.index_path)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder.index_path} cannot be read: {error.strerror}",
-                hint="make it readable; or remove it: checkpoints carry a checksum of their own",
-            ) from error
 
     def _list(self, index: Mapping[str, IndexEntry], before: str) -> None:
         try:

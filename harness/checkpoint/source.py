@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def _no_run(path: Path, found: Path) -> ConfigError:
 
 
 def _read_file(path: Path) -> Source:
-    indexes = list(_indexes_beside(path))
+    indexes = _indexes_beside(path)
     entry = next((index[path.name] for index in indexes if path.name in index), None)
     if entry is not None:
         fault = file_fault(path, entry)
@@ -226,13 +226,9 @@ def _checksum(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _indexes_beside(path: Path) -> Iterator[dict[str, IndexEntry]]:
+def _indexes_beside(path: Path) -> list[dict[str, IndexEntry]]:
     """The side manifests in a file's folder, one for each rank."""
-    for index_path in sorted(path.parent.glob(_INDEXES)):
-        try:
-            yield read_index(index_path)
-        except OSError as error:
-            raise CheckpointError(f"{index_path} cannot be read: {error.strerror}") from error
+    return [read_index(index_path) for index_path in sorted(path.parent.glob(_INDEXES))]
 
 
 def _older(path: Path, indexes: list[dict[str, IndexEntry]], *, below: int | None) -> str:

@@ -149,8 +149,8 @@ class Attempt:
         guard = partial(_guarded, failures)
         guard("the run", self._session.directory.check_in_place)
         if error is None or (isinstance(error, Exception) and not in_step):
-            guard("the last checkpoint", self._save_last)
-        guard("the checkpoint under way", self._finish_saving)
+            guard("the last checkpoint", partial(self._saving, self.saver.save_last))
+        guard("the checkpoint under way", partial(self._saving, self.saver.finish))
         self._session.recorder.annotator = None
         self._session.recorder.mark(CAPTURE)
         self.capture.cut(_cut_reason(status, error, self._session.stop_reason))
@@ -184,17 +184,10 @@ class Attempt:
         self.manifest.set_progress(self._session.timestamp.batch, self._session.timestamp.epoch)
         self.manifest.end_attempt("interrupted", reason)
 
-    def _save_last(self) -> None:
+    def _saving(self, action: Callable[[], None]) -> None:
         self._session.recorder.mark(CHECKPOINT)
         try:
-            self.saver.save_last()
-        finally:
-            self._session.recorder.mark(BETWEEN)
-
-    def _finish_saving(self) -> None:
-        self._session.recorder.mark(CHECKPOINT)
-        try:
-            self.saver.finish()
+            action()
         finally:
             self._session.recorder.mark(BETWEEN)
 
@@ -305,7 +298,7 @@ class Attempt:
             rank=ranks.rank,
             world_size=ranks.world_size,
             attempt=self.manifest.attempt,
-            started=self.manifest.snapshot().attempts[0].started,
+            started=self.manifest.started,
             resumed_step=self._resumed_step,
             max_duration=None,
             path=directory.resolve,

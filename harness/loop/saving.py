@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from harness.checkpoint.background import BackgroundSave
 from harness.checkpoint.best import BestSoFar
@@ -26,9 +27,6 @@ from harness.loop.options import SessionOptions
 from harness.loop.timestamp import Timestamp
 from harness.run.directory import RunDirectory
 from harness.run.manifest_file import ManifestFile
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
@@ -157,18 +155,15 @@ class Saver:
         self._value = None
         self._saved_step = self._timestamp.batch
         if wait:
-            self._write_now(partial(write, state))
+            try:
+                write(state)
+            except HarnessError as error:
+                self._note_failure(error)
+                self.raise_failure()
         else:
             check_plain(state, "checkpoint")
             staged = self._staging.copy(state)
             self._background.start(partial(_write_staged, staged, write))
-
-    def _write_now(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except HarnessError as error:
-            self._note_failure(self._saved_step, error)
-            self.raise_failure()
 
     def _state(self) -> dict[str, Any]:
         build = partial(
@@ -234,11 +229,11 @@ class Saver:
             raise failure
 
     def _on_background_error(self, error: Exception) -> None:
-        self._note_failure(self._saved_step, error)
+        self._note_failure(error)
         self.on_failure()
 
-    def _note_failure(self, step: int | None, error: Exception) -> None:
-        self._saved_step = None
+    def _note_failure(self, error: Exception) -> None:
+        step, self._saved_step = self._saved_step, None
         self._counts["failed"] += 1
         self._unsaved = f"the checkpoint of step {step} was not saved: {getattr(error, 'message', error)}"
         if self._options.on_save_error == "warn" and isinstance(error, (HarnessError, OSError)):
@@ -293,11 +288,6 @@ class Saver:
     def cpu_ns(self) -> int:
         """CPU time of the saving thread."""
         return self._background.cpu_ns
-
-    @property
-    def unsaved(self) -> str | None:
-        """What could not be saved last, in words; None where a later checkpoint was."""
-        return self._unsaved
 
     def health(self) -> dict[str, object]:
         """Counts for `run.json`."""

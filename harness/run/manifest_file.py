@@ -104,6 +104,11 @@ class ManifestFile:
         """The number of the attempt that runs, from 1."""
         return self._manifest.attempts[-1].number
 
+    @property
+    def started(self) -> str:
+        """When the first attempt began, ISO-8601 UTC."""
+        return self._manifest.attempts[0].started
+
     def snapshot(self) -> Manifest:
         """A copy of the manifest as it is now."""
         with self._changing:
