@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -49,3 +51,19 @@ def _environment() -> dict[str, str]:
     """Variables of others left out: torch sets some when it compiles or profiles, scikit-learn when it is imported."""
     foreign = ("PYTEST_", "TORCH", "TRITON", "KMP_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
+@pytest.fixture
+def no_file_larger_than() -> Callable[[int], AbstractContextManager[None]]:
+    """Gives a block in which the disk looks full: a write gets through in part, and the next one not at all."""
+
+    @contextmanager
+    def limited(size_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,10 @@ from harness.checkpoint.find import load_checkpoint
 from harness.errors import CheckpointError, ConfigError
 from harness.loggers.base import BaseLogger
 
+Limit = Callable[[int], AbstractContextManager[None]]
 BATCHES = [torch.full((2, 1), float(number)) for number in range(10)]
 LARGE = 512
 """A layer of this width squared has 1 MB."""
-
-
-@contextmanager
-def no_file_larger_than(size_bytes: int) -> Iterator[None]:
-    """A disk that takes the logs and refuses a checkpoint."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class SlowLogger(BaseLogger):
@@ -80,7 +69,7 @@ def test_one_save_is_under_way_and_the_next_waits_and_is_counted(root: Path, wri
 
 @pytest.mark.parametrize("save_async", [True, False])
 def test_a_save_that_fails_ends_the_run_at_the_end_of_a_step(
-    save_async: bool, root: Path, written: Callable[..., Any]
+    save_async: bool, root: Path, written: Callable[..., Any], no_file_larger_than: Limit
 ) -> None:
     state = {"model": torch.nn.Linear(LARGE, LARGE)}
     steps = []
@@ -105,7 +94,11 @@ def test_a_save_that_fails_ends_the_run_at_the_end_of_a_step(
 
 @pytest.mark.parametrize("save_async", [True, False])
 def test_training_goes_on_without_a_checkpoint_where_that_is_asked_for(
-    save_async: bool, root: Path, written: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    save_async: bool,
+    root: Path,
+    written: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    no_file_larger_than: Limit,
 ) -> None:
     model = torch.nn.Linear(LARGE, LARGE)
     options: dict[str, Any] = {"save_interval": "2ba", "save_async": save_async, "on_save_error": "warn"}
@@ -126,7 +119,9 @@ def test_training_goes_on_without_a_checkpoint_where_that_is_asked_for(
     assert "the checkpoint of step 4 was not saved" in (foo.path / "logs-rank0.txt").read_text()
 
 
-def test_what_was_never_saved_is_in_the_manifest(root: Path, written: Callable[..., Any]) -> None:
+def test_what_was_never_saved_is_in_the_manifest(
+    root: Path, written: Callable[..., Any], no_file_larger_than: Limit
+) -> None:
     state = {"model": torch.nn.Linear(LARGE, LARGE)}
     with (
         no_file_larger_than(200_000),

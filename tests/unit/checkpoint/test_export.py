@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import resource
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,14 @@ def test_the_plain_form_is_a_state_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, name: str, no_file_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     weights = module_weights({"model": nn.Linear(500, 500).state_dict()})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(CheckpointError, match=f"could not be written to .*{name}"):
-            write_weights(path, weights, METADATA)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with no_file_larger_than(100_000), pytest.raises(CheckpointError, match=f"could not be written to .*{name}"):
+        write_weights(path, weights, METADATA)
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [(name, b"old")]
 
 

@@ -6,8 +6,8 @@ import os
 import re
 import resource
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness.checkpoint.save import CheckpointWriter
 from harness.errors import CheckpointError, ConfigError
 
 MakeState = Callable[..., dict[str, Any]]
+Limit = Callable[[int], AbstractContextManager[None]]
 OpenFolder = Callable[..., CheckpointFolder]
 
 
@@ -31,17 +32,6 @@ def fields(step: int) -> dict[str, int | str]:
 
 def names(folder: CheckpointFolder) -> list[str]:
     return sorted(path.name for path in folder.path.iterdir())
-
-
-@contextmanager
-def file_size_limit(size_bytes: int) -> Iterator[None]:
-    """What a full disk looks like: a write gets through in part, and the next one not at all."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_saved_state_is_loaded_as_it_was(folder: CheckpointFolder, make_state: MakeState) -> None:
@@ -167,12 +157,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(folde
 
 
 def test_a_save_without_room_leaves_the_earlier_checkpoint_and_no_torn_file(
-    folder: CheckpointFolder, make_state: MakeState
+    folder: CheckpointFolder, make_state: MakeState, no_file_larger_than: Limit
 ) -> None:
     writer = CheckpointWriter(folder, keep=1)
     writer.save(make_state(1), fields(1))
     before = names(folder)
-    with file_size_limit(100_000), pytest.raises(CheckpointError) as error:
+    with no_file_larger_than(100_000), pytest.raises(CheckpointError) as error:
         writer.save(make_state(2, numel=1_000_000), fields(2))
     assert "ep0-ba2-rank0.pt could not be saved" in error.value.message
     assert re.search(r"File too large; it needs 4\.0\d MB and .* are free", error.value.message)
@@ -187,9 +177,9 @@ def test_a_save_without_room_leaves_the_earlier_checkpoint_and_no_torn_file(
 
 @pytest.mark.parametrize("room_bytes", [0, 1, 100, 5_000, 50_000])
 def test_wherever_the_room_ends_the_error_is_the_systems(
-    folder: CheckpointFolder, make_state: MakeState, room_bytes: int
+    folder: CheckpointFolder, make_state: MakeState, room_bytes: int, no_file_larger_than: Limit
 ) -> None:
-    with file_size_limit(room_bytes), pytest.raises(CheckpointError, match="File too large"):
+    with no_file_larger_than(room_bytes), pytest.raises(CheckpointError, match="File too large"):
         CheckpointWriter(folder).save(make_state(1, numel=20_000), fields(1))
     assert names(folder) == []
 
@@ -313,13 +303,13 @@ def test_a_planted_link_at_the_target_is_replaced_and_not_followed(
     assert not saved.path.is_symlink()
 
 
-def test_no_descriptor_is_leaked(folder: CheckpointFolder, make_state: MakeState) -> None:
+def test_no_descriptor_is_leaked(folder: CheckpointFolder, make_state: MakeState, no_file_larger_than: Limit) -> None:
     writer = CheckpointWriter(folder, keep=1)
     writer.save(make_state(1), fields(1))
     before = len(list(Path("/proc/self/fd").iterdir()))
     for step in range(2, 6):
         writer.save(make_state(step), fields(step))
-    with file_size_limit(10), pytest.raises(CheckpointError):
+    with no_file_larger_than(10), pytest.raises(CheckpointError):
         writer.save(make_state(7), fields(7))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ from harness.run.manifest_file import ManifestFile
 
 Captured = pytest.CaptureFixture[str]
 STEPS = (5, 10, 15, 20)
-
-
-@pytest.fixture(autouse=True)
-def _no_handlers_left() -> Iterator[None]:
-    root, harness = logging.getLogger(), logging.getLogger("harness")
-    handlers, level = list(root.handlers), harness.level
-    yield
-    root.handlers[:] = handlers
-    harness.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from harness.run.manifest import RunFacts
 from harness.run.manifest_file import ManifestFile
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _no_handlers_left() -> Iterator[None]:
-    root, harness = logging.getLogger(), logging.getLogger("harness")
-    handlers, level = list(root.handlers), harness.level
-    yield
-    root.handlers[:] = handlers
-    harness.setLevel(level)
 
 
 def make_run(root: Path, name: str, *, unix_s: int = 1_700_000_000) -> None:
